@@ -1,0 +1,3 @@
+//! mortar, the command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! `mortar demo`: a volume to try, in one command.

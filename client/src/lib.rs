@@ -1,0 +1,10 @@
+//! Mortar's client: [`volume`] (the translator stack as a library), the FUSE mount and the `mortar` command.
+//!
+//! Layers, downward only: `remote` -> `volume` -> `vfs` -> `fuse`; `cli` and `demo` use them.
+
+pub mod cli;
+pub mod demo;
+pub mod fuse;
+pub mod remote;
+pub mod vfs;
+pub mod volume;

@@ -1,0 +1,1 @@
+//! One set as a client talks to it: views, sessions, numbered requests, retries.

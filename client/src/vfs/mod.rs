@@ -1,0 +1,1 @@
+//! Handles, write-behind, read-ahead.

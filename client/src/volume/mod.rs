@@ -1,0 +1,1 @@
+//! A volume: distribute over replicated or plain sets.

@@ -1,0 +1,24 @@
+//! What Mortar's executables share: ids, file operations, the wire format, placement, views, errors and the seams
+//! (time, randomness, network) behind which the simulation can stand.
+//!
+//! Nothing here imports another crate of the workspace. Who says what to whom:
+//!
+//! - a client sends [`fop::Request::Fop`] to the primary of a set and bulk data as [`fop::Request::Stage`] to a node;
+//! - bricks of a set exchange [`entry::PeerMessage`]s;
+//! - `mortar` (the command) and mounts ask the control plane with [`admin::AdminRequest`].
+//!
+//! All of them travel as a [`frame::Frame`]: a postcard-encoded head and raw bytes behind it.
+
+pub mod admin;
+pub mod attr;
+pub mod entry;
+pub mod env;
+pub mod error;
+pub mod fop;
+pub mod frame;
+pub mod ids;
+pub mod limits;
+pub mod peer;
+pub mod placement;
+pub mod transport;
+pub mod view;

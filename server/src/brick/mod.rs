@@ -1,0 +1,1 @@
+//! One brick: store, namespace, set log and sessions behind one state machine.

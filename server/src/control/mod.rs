@@ -1,0 +1,1 @@
+//! The control plane: volumes, bricks, views, options, sessions.

@@ -1,0 +1,15 @@
+//! mortard: brick servers and the control plane of one node.
+//!
+//! Layers, downward only: `device` -> `wal`, `alloc`, `tree` -> `store` -> `namespace` and `setlog` -> `brick` ->
+//! `control` -> `node`.
+
+pub mod alloc;
+pub mod brick;
+pub mod control;
+pub mod device;
+pub mod namespace;
+pub mod node;
+pub mod setlog;
+pub mod store;
+pub mod tree;
+pub mod wal;

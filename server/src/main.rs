@@ -1,0 +1,3 @@
+//! mortard, the node daemon.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! File operations as pure functions from state to effects.

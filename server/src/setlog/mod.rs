@@ -1,0 +1,1 @@
+//! The set log: replication inside a view, view changes, openings. A pure core.

@@ -1,0 +1,1 @@
+//! A brick's state: pending map over tree and extents, checkpoints, recovery.

@@ -1,0 +1,1 @@
+//! The metadata tree: redb on the brick's own device.

@@ -1,0 +1,1 @@
+//! The write-ahead log: a member's copy of its set log.
