@@ -1,0 +1,92 @@
+//! Processes killed for real: what fsync promised is there afterwards, and nobody sees an error that should not.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use mortar_tests::real::manifest::{Writers, broken};
+use mortar_tests::real::{Daemon, Kind, Mount, tool};
+
+fn rounds() -> u32 {
+    std::env::var("KILL_ROUNDS")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(30)
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
+fn killing_mortard_loses_nothing_and_shows_no_error() {
+    let mut daemon = Daemon::with_volume(Kind::Replica(3), "1G");
+    let mount = Mount::new(&daemon, "vol");
+    let writers = Writers::start(mount.path(), 4, 11);
+    let mut random = 0x5eed_u64;
+    let mut slowest = Duration::ZERO;
+    for round in 0..rounds() {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        std::thread::sleep(Duration::from_millis(100 + (random >> 33) % 900));
+        daemon.kill();
+        daemon.restart();
+        let start = Instant::now();
+        let probe = mount.join(&format!("probe{round}"));
+        fs::write(&probe, b"alive").expect("the mount serves after the restart");
+        fs::remove_file(&probe).expect("unlink");
+        slowest = slowest.max(start.elapsed());
+        assert!(
+            start.elapsed() < Duration::from_secs(3),
+            "round {round}: served after {:?}",
+            start.elapsed()
+        );
+    }
+    let done = writers.rounds();
+    let promises = writers.finish().expect("no writer saw an error");
+    assert!(done > 0 && !promises.is_empty(), "the writers did nothing");
+    let lost = broken(&promises);
+    assert!(
+        lost.is_empty(),
+        "{} of {} promises broken:\n{}",
+        lost.len(),
+        promises.len(),
+        lost.join("\n")
+    );
+    mount.umount();
+    mount.mount(&daemon, "vol", "");
+    let lost = broken(&promises);
+    assert!(lost.is_empty(), "after remount:\n{}", lost.join("\n"));
+    eprintln!(
+        "{done} rounds of writing, {} promises kept, slowest return {slowest:?}",
+        promises.len()
+    );
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
+fn killing_the_mount_keeps_what_was_synced() {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "1G");
+    let mount = Mount::new(&daemon, "vol");
+    let mut all = Vec::new();
+    for round in 0..(rounds() / 6).max(3) {
+        let dir = mount.join(&format!("round{round}"));
+        fs::create_dir(&dir).expect("mkdir");
+        let writers = Writers::start(&dir, 3, u64::from(round));
+        std::thread::sleep(Duration::from_millis(300 + u64::from(round) * 130 % 700));
+        mount.kill_client();
+        let start = Instant::now();
+        while !mount.client_pids().iter().all(|pid| !tool::alive(*pid)) {
+            assert!(
+                start.elapsed() < Duration::from_secs(10),
+                "the client does not die"
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let error = fs::metadata(mount.join("x")).expect_err("the mount is dead");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTCONN), "{error}");
+        let (promises, _errors) = writers.collect();
+        mount.mount(&daemon, "vol", "");
+        all.extend(promises);
+        let lost = broken(&all);
+        assert!(lost.is_empty(), "round {round}: {}", lost.join("\n"));
+    }
+    assert!(!all.is_empty(), "nothing was promised");
+}

@@ -1,0 +1,150 @@
+//! Programs as people run them, on a mount: git, cargo, sqlite, fio.
+
+use std::fs;
+
+use mortar_tests::real::{Daemon, Kind, Mount, tool};
+
+fn replicated() -> (Daemon, Mount) {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "1G");
+    let mount = Mount::new(&daemon, "vol");
+    (daemon, mount)
+}
+
+#[test]
+fn git_clone_and_fsck() {
+    let (_daemon, mount) = replicated();
+    let origin = tempfile::tempdir().expect("directory");
+    let git = |args: &[&str]| tool::run_in(origin.path(), "git", args);
+    git(&["init", "-q", "."]);
+    tool::run_in(
+        tool::source_tree(),
+        "cp",
+        &[
+            "-a",
+            "protocol",
+            "server",
+            origin.path().to_str().expect("text"),
+        ],
+    );
+    git(&["add", "-A"]);
+    git(&[
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "-qm",
+        "all",
+    ]);
+    let clone = mount.join("clone");
+    let from = format!("file://{}", origin.path().display());
+    tool::run_in(mount.path(), "git", &["clone", "-q", &from, "clone"]);
+    tool::run_in(&clone, "git", &["fsck", "--full", "--strict"]);
+    fs::write(clone.join("new"), "text").expect("write");
+    tool::run_in(&clone, "git", &["add", "-A"]);
+    tool::run_in(
+        &clone,
+        "git",
+        &[
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@example.org",
+            "commit",
+            "-qm",
+            "more",
+        ],
+    );
+    tool::run_in(&clone, "git", &["gc", "-q"]);
+    tool::run_in(&clone, "git", &["fsck", "--full", "--strict"]);
+    let status = tool::run_in(&clone, "git", &["status", "--porcelain"]);
+    assert!(status.stdout.is_empty(), "{}", tool::tail(&status.stdout));
+}
+
+#[test]
+fn cargo_builds_a_small_crate() {
+    let (_daemon, mount) = replicated();
+    let dir = mount.join("small");
+    fs::create_dir_all(dir.join("src")).expect("mkdir");
+    fs::write(
+        dir.join("Cargo.toml"),
+        "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2021\"\n[workspace]\n",
+    )
+    .expect("write");
+    fs::write(
+        dir.join("src/main.rs"),
+        "fn main() { println!(\"{}\", small::answer()); }\n",
+    )
+    .expect("write");
+    fs::write(dir.join("src/lib.rs"), "pub fn answer() -> u32 { 42 }\n").expect("write");
+    tool::run_in(
+        &dir,
+        "cargo",
+        &["build", "--offline", "--target-dir", "target"],
+    );
+    let out = tool::run_in(&dir, "target/debug/small", &[]);
+    assert_eq!(out.stdout, b"42\n");
+    fs::write(dir.join("src/lib.rs"), "pub fn answer() -> u32 { 43 }\n").expect("write");
+    let out = tool::run_in(
+        &dir,
+        "cargo",
+        &["run", "-q", "--offline", "--target-dir", "target"],
+    );
+    assert_eq!(out.stdout, b"43\n");
+}
+
+#[test]
+fn sqlite_in_both_journal_modes() {
+    let (_daemon, mount) = replicated();
+    for mode in ["delete", "wal"] {
+        let script = format!(
+            "pragma journal_mode={mode}; create table t(a integer primary key, b blob);\n\
+             with recursive n(i) as (select 1 union all select i+1 from n where i<5000)\n\
+             insert into t select i, randomblob(200) from n;\n\
+             update t set b = randomblob(300) where a % 3 = 0; delete from t where a % 5 = 0; vacuum;\n\
+             pragma integrity_check; select count(*) from t;"
+        );
+        let name = format!("{mode}.db");
+        let out = tool::run_in(mount.path(), "sqlite3", &[&name, &script]);
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        assert!(
+            text.lines().any(|line| line == "ok") && text.ends_with("4000\n"),
+            "{mode}: {text}"
+        );
+    }
+    mount.umount();
+}
+
+#[test]
+fn fio_verifies_what_it_wrote() {
+    let (_daemon, mount) = replicated();
+    for (name, extra) in [
+        ("buffered", vec!["--rw=randwrite", "--bs=4k-64k"]),
+        (
+            "direct",
+            vec![
+                "--rw=randwrite",
+                "--bs=4k",
+                "--direct=1",
+                "--ioengine=libaio",
+                "--iodepth=16",
+            ],
+        ),
+        ("large", vec!["--rw=write", "--bs=1M"]),
+        ("mixed", vec!["--rw=randrw", "--bs=1k-100k", "--fsync=32"]),
+    ] {
+        let name_argument = format!("--name={name}");
+        let mut args = vec![
+            name_argument.as_str(),
+            "--size=48M",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+            "--end_fsync=1",
+            "--randseed=7",
+            "--fallocate=none",
+        ];
+        args.extend(extra.iter());
+        tool::run_in(mount.path(), "fio", &args);
+    }
+}

@@ -1,0 +1,236 @@
+//! One `mortard` and its volumes.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use super::bin_dir;
+
+/// Shape of a volume under test.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// One brick.
+    Plain,
+    /// Several bricks, one copy each.
+    Distribute(u32),
+    /// One set of copies.
+    Replica(u32),
+    /// Sets of copies: (sets, copies).
+    DistributeReplica(u32, u32),
+}
+
+impl Kind {
+    fn bricks(self) -> u32 {
+        match self {
+            Self::Plain => 1,
+            Self::Distribute(bricks) | Self::Replica(bricks) => bricks,
+            Self::DistributeReplica(sets, copies) => sets * copies,
+        }
+    }
+
+    fn words(self) -> Vec<String> {
+        match self {
+            Self::Plain | Self::Distribute(_) => vec![],
+            Self::Replica(copies) | Self::DistributeReplica(_, copies) => {
+                vec!["replica".into(), copies.to_string()]
+            }
+        }
+    }
+}
+
+/// A running `mortard` with a data directory of its own.
+pub struct Daemon {
+    child: Option<Child>,
+    port: u16,
+    api_port: u16,
+    dir: TempDir,
+}
+
+#[allow(clippy::disallowed_methods)] // a real process needs the real clock
+impl Daemon {
+    /// Starts a daemon on free ports, with its data in a temporary directory below `TMPDIR`.
+    pub fn start() -> Self {
+        let dir = TempDir::with_prefix("mortar-test-").expect("temporary directory");
+        let mut daemon = Self {
+            child: None,
+            port: free_port(),
+            api_port: free_port(),
+            dir,
+        };
+        daemon.restart();
+        daemon
+    }
+
+    /// Address of the daemon.
+    pub fn server(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Address of its HTTP port.
+    pub fn api(&self) -> String {
+        format!("127.0.0.1:{}", self.api_port)
+    }
+
+    /// The temporary directory (bricks in `b1`, `b2`, ...; data directory `data`; log `mortard.log`).
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("daemon runs").id()
+    }
+
+    /// Starts the process (again).
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "daemon runs already");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("mortard.log"))
+            .expect("log file");
+        let child = Command::new(bin_dir().join("mortard"))
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args(["--listen", &self.server(), "--api", &self.api()])
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log file"))
+            .stderr(log)
+            .spawn()
+            .expect("mortard starts");
+        self.child = Some(child);
+    }
+
+    /// Waits until the daemon answers commands.
+    pub fn wait_ready(&self) {
+        let start = Instant::now();
+        loop {
+            let out = self.mortar(&["volume", "list"]);
+            if out.status.success() || String::from_utf8_lossy(&out.stderr).contains("No volumes") {
+                return;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "mortard does not answer: {}\nlog: {}",
+                String::from_utf8_lossy(&out.stderr),
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What the daemon logged.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        if let Ok(mut file) = File::open(self.dir.path().join("mortard.log")) {
+            let _ = file.read_to_string(&mut text);
+        }
+        text
+    }
+
+    /// Kills the process with SIGKILL and waits for its end.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kill mortard");
+            child.wait().expect("wait for mortard");
+        }
+    }
+
+    /// Ends the process with SIGTERM; gives its exit code and how long it took.
+    pub fn terminate(&mut self) -> (Option<i32>, Duration) {
+        let mut child = self.child.take().expect("daemon runs");
+        let start = Instant::now();
+        super::tool::signal(child.id(), libc::SIGTERM);
+        loop {
+            if let Some(status) = child.try_wait().expect("wait for mortard") {
+                return (status.code(), start.elapsed());
+            }
+            if start.elapsed() > Duration::from_secs(30) {
+                child.kill().expect("kill mortard");
+                let _ = child.wait();
+                panic!("mortard did not end within 30 s of SIGTERM\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Runs `mortar` against this daemon.
+    pub fn mortar(&self, args: &[&str]) -> std::process::Output {
+        Command::new(bin_dir().join("mortar"))
+            .arg("--server")
+            .arg(self.server())
+            .args(args)
+            .stdin(Stdio::null())
+            .output()
+            .expect("mortar runs")
+    }
+
+    /// Runs `mortar` and gives its standard output; panics with both outputs and the daemon's log if it fails.
+    pub fn mortar_ok(&self, args: &[&str]) -> String {
+        let out = self.mortar(args);
+        assert!(
+            out.status.success(),
+            "mortar {args:?} failed ({}):\n{}{}\ndaemon's log:\n{}",
+            out.status,
+            String::from_utf8_lossy(&out.stdout),
+            String::from_utf8_lossy(&out.stderr),
+            self.log()
+        );
+        String::from_utf8(out.stdout).expect("output is text")
+    }
+
+    /// Creates and starts a volume on directories of this daemon's temporary directory; gives the bricks' paths.
+    pub fn volume(&self, name: &str, kind: Kind, brick_size: &str) -> Vec<PathBuf> {
+        let dirs: Vec<PathBuf> = (1..=kind.bricks())
+            .map(|n| self.dir.path().join(format!("{name}-b{n}")))
+            .collect();
+        let bricks: Vec<String> = dirs
+            .iter()
+            .map(|dir| format!("127.0.0.1:{}", dir.display()))
+            .collect();
+        let words = kind.words();
+        let mut args = vec!["volume", "create", name];
+        args.extend(words.iter().map(String::as_str));
+        args.extend(bricks.iter().map(String::as_str));
+        args.extend(["--brick-size", brick_size, "force"]);
+        self.mortar_ok(&args);
+        self.mortar_ok(&["volume", "start", name]);
+        dirs
+    }
+
+    /// A daemon with one started volume `vol`.
+    pub fn with_volume(kind: Kind, brick_size: &str) -> Self {
+        let daemon = Self::start();
+        daemon.wait_ready();
+        daemon.volume("vol", kind, brick_size);
+        daemon
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<&str> = log.lines().rev().take(60).collect();
+            eprintln!("--- end of mortard's log ---");
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// A UDP (and, most likely, TCP) port that is free now.
+pub fn free_port() -> u16 {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("free port");
+    socket.local_addr().expect("local address").port()
+}
