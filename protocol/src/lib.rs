@@ -4,7 +4,7 @@
 //! Nothing here imports another crate of the workspace. Who says what to whom:
 //!
 //! - a client sends [`fop::Request::Fop`] to the primary of a set and bulk data as [`fop::Request::Stage`] to a node;
-//! - bricks of a set exchange [`entry::PeerMessage`]s;
+//! - bricks of a set exchange [`peer::PeerMessage`]s;
 //! - `mortar` (the command) and mounts ask the control plane with [`admin::AdminRequest`].
 //!
 //! All of them travel as a [`frame::Frame`]: a postcard-encoded head and raw bytes behind it.
@@ -20,5 +20,6 @@ pub mod ids;
 pub mod limits;
 pub mod peer;
 pub mod placement;
+pub mod report;
 pub mod transport;
 pub mod view;
