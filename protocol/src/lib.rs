@@ -10,9 +10,11 @@
 //! All of them travel as a [`frame::Frame`]: a postcard-encoded head and raw bytes behind it.
 
 pub mod admin;
+pub mod aligned;
 pub mod attr;
 pub mod entry;
 pub mod env;
+pub mod env_real;
 pub mod error;
 pub mod fop;
 pub mod frame;

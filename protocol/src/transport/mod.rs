@@ -2,6 +2,9 @@
 //!
 //! [`quic`] is the production transport; [`mem`] connects both ends within one process, for tests.
 
+pub mod mem;
+pub mod tls;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 
