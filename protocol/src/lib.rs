@@ -20,6 +20,7 @@ pub mod fop;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod options;
 pub mod peer;
 pub mod placement;
 pub mod report;

@@ -1,0 +1,272 @@
+//! Volume options: one table from which `volume set`, `volume get`, its help and the documents are made.
+
+/// How a value is checked.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Check {
+    /// on, off, true, false, yes, no, enable, disable, 1, 0.
+    Switch,
+    /// A whole number in a range.
+    Number(u64, u64),
+    /// Bytes with an optional KB, MB, GB, TB suffix, in a range.
+    Size(u64, u64),
+    /// Seconds, in a range.
+    Seconds(u64, u64),
+    /// Percent.
+    Percent,
+    /// One of these words.
+    Word(&'static [&'static str]),
+    /// Any text.
+    Text,
+}
+
+/// Whether an option does something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// It takes effect on the running volume.
+    Live,
+    /// It is stored and shown for compatibility, and `volume set` says that it changes nothing.
+    None,
+    /// It is refused, because storing it without effect would leave data or people unprotected.
+    Refused(&'static str),
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionInfo {
+    /// Full name.
+    pub name: &'static str,
+    /// Default, as shown by `volume get`.
+    pub default: &'static str,
+    /// Check of values.
+    pub check: Check,
+    /// Effect.
+    pub effect: Effect,
+    /// One line of help.
+    pub help: &'static str,
+}
+
+const fn live(
+    name: &'static str,
+    default: &'static str,
+    check: Check,
+    help: &'static str,
+) -> OptionInfo {
+    OptionInfo {
+        name,
+        default,
+        check,
+        effect: Effect::Live,
+        help,
+    }
+}
+
+const fn inert(name: &'static str, default: &'static str, check: Check) -> OptionInfo {
+    OptionInfo {
+        name,
+        default,
+        check,
+        effect: Effect::None,
+        help: "accepted for compatibility; changes nothing",
+    }
+}
+
+const fn refused(name: &'static str, why: &'static str) -> OptionInfo {
+    OptionInfo {
+        name,
+        default: "off",
+        check: Check::Switch,
+        effect: Effect::Refused(why),
+        help: why,
+    }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// All options, in the order of their names.
+#[rustfmt::skip]
+pub const OPTIONS: &[OptionInfo] = &[
+    inert("auth.allow", "*", Check::Text),
+    inert("cluster.granular-entry-heal", "on", Check::Switch),
+    inert("cluster.lookup-optimize", "on", Check::Switch),
+    inert("cluster.lookup-unhashed", "on", Check::Text),
+    inert("cluster.min-free-disk", "10%", Check::Text),
+    live("cluster.open-wait", "10", Check::Seconds(1, 3600),
+        "seconds a set waits for all members of its last view before it opens without the absent ones"),
+    inert("cluster.quorum-type", "auto", Check::Word(&["none", "auto", "fixed"])),
+    inert("cluster.self-heal-daemon", "on", Check::Switch),
+    refused("encryption", "encryption at rest is not built yet; traffic is always encrypted"),
+    refused("features.encryption", "encryption at rest is not built yet; traffic is always encrypted"),
+    refused("features.quota", "quotas are not built yet, and a quota that is not enforced protects nobody"),
+    refused("features.read-only", "read-only volumes are not built yet; mount with -o ro"),
+    live("features.shard-block-size", "64MB", Check::Size(4 * MIB, 4096 * MIB),
+        "size of a file's shards; only while the volume has never been started"),
+    refused("features.worm", "write-once volumes are not built yet"),
+    live("network.frame-timeout", "30", Check::Seconds(1, 86_400),
+        "seconds a call waits while no server answers, before it ends with ENOTCONN"),
+    inert("network.ping-timeout", "42", Check::Seconds(0, 1013)),
+    live("network.session-timeout", "20", Check::Seconds(5, 3600),
+        "seconds without a sign of life after which a client's session ends and its locks are freed"),
+    inert("nfs.disable", "on", Check::Switch),
+    inert("performance.cache-size", "32MB", Check::Size(0, 32 << 30)),
+    inert("performance.client-io-threads", "off", Check::Switch),
+    inert("performance.io-thread-count", "16", Check::Number(1, 64)),
+    inert("performance.quick-read", "on", Check::Switch),
+    inert("performance.read-ahead", "on", Check::Switch),
+    inert("performance.readdir-ahead", "on", Check::Switch),
+    inert("performance.stat-prefetch", "on", Check::Switch),
+    live("performance.write-behind", "on", Check::Switch,
+        "a client may hold a handle's writes for up to 1 s; fsync, close and O_DIRECT send them"),
+    live("performance.write-behind-window-size", "4MB", Check::Size(512 << 10, 64 * MIB),
+        "how much of one file a client may hold"),
+    refused("server.all-squash", "mapping of users is not built yet"),
+    refused("server.root-squash", "mapping of users is not built yet"),
+    live("storage.durability", "fsync", Check::Word(&["fsync", "sync"]),
+        "sync: every change is answered only once it is flushed on every member"),
+    inert("storage.fips-mode-rchecksum", "on", Check::Switch),
+    inert("transport.address-family", "inet", Check::Word(&["inet", "inet6"])),
+];
+
+/// The option of this name; the part before the dot may be left out where that is unambiguous, as with GlusterFS.
+pub fn find(name: &str) -> Option<&'static OptionInfo> {
+    OPTIONS
+        .iter()
+        .find(|option| option.name == name)
+        .or_else(|| {
+            let mut short = OPTIONS.iter().filter(|option| {
+                option
+                    .name
+                    .split_once('.')
+                    .is_some_and(|(_, last)| last == name)
+            });
+            match (short.next(), short.next()) {
+                (Some(option), None) => Some(option),
+                _ => None,
+            }
+        })
+}
+
+/// The known name most like `name`, for "Did you mean".
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let score = |known: &str| {
+        let common = known
+            .chars()
+            .zip(name.chars())
+            .take_while(|(a, b)| a == b)
+            .count();
+        let tail = known
+            .chars()
+            .rev()
+            .zip(name.chars().rev())
+            .take_while(|(a, b)| a == b)
+            .count();
+        common + tail
+    };
+    OPTIONS
+        .iter()
+        .max_by_key(|option| score(option.name))
+        .filter(|option| score(option.name) >= 4)
+        .map(|o| o.name)
+}
+
+/// Parses a switch.
+pub fn switch(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "on" | "true" | "yes" | "enable" | "1" => Some(true),
+        "off" | "false" | "no" | "disable" | "0" => Some(false),
+        _ => None,
+    }
+}
+
+/// Parses bytes: a whole number with an optional suffix (K, KB, M, MB, G, GB, T, TB; powers of 1,024).
+pub fn size(value: &str) -> Option<u64> {
+    let digits = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().ok()?;
+    let unit = match value[digits.len()..]
+        .to_ascii_uppercase()
+        .trim_end_matches('B')
+        .trim_end_matches('I')
+    {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return None,
+    };
+    number.checked_mul(1 << unit)
+}
+
+impl OptionInfo {
+    /// Checks a value.
+    ///
+    /// # Errors
+    /// What a person is told (the text after `volume set: failed: `).
+    pub fn check(&self, value: &str) -> Result<(), String> {
+        let short = self
+            .name
+            .split_once('.')
+            .map_or(self.name, |(_, last)| last);
+        let range = |number: Option<u64>, low: u64, high: u64, what: &str| match number {
+            None => Err(format!(
+                "invalid {what} format \"{value}\" in \"option {short}\""
+            )),
+            Some(number) if number < low || number > high => Err(format!(
+                "'{value}' in 'option {short} {value}' is out of range [{low} - {high}]"
+            )),
+            Some(_) => Ok(()),
+        };
+        match self.check {
+            Check::Switch if switch(value).is_none() => Err(format!(
+                "option {short} {value}: '{value}' is not a valid boolean value"
+            )),
+            Check::Switch | Check::Text => Ok(()),
+            Check::Number(low, high) => range(value.parse().ok(), low, high, "number"),
+            Check::Size(low, high) => range(size(value), low, high, "size"),
+            Check::Seconds(low, high) => range(
+                value.trim_end_matches(['s', 'S']).parse().ok(),
+                low,
+                high,
+                "time",
+            ),
+            Check::Percent => range(value.trim_end_matches('%').parse().ok(), 0, 100, "percent"),
+            Check::Word(words) if !words.contains(&value) => Err(format!(
+                "option {short} {value}: '{value}' is not valid (possible options are {})",
+                words.join(", ")
+            )),
+            Check::Word(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_its_defaults_are_valid() {
+        assert!(OPTIONS.windows(2).all(|pair| pair[0].name < pair[1].name));
+        for option in OPTIONS {
+            assert_eq!(option.check(option.default), Ok(()), "{}", option.name);
+        }
+    }
+
+    #[test]
+    fn values_are_checked() {
+        let frame = find("network.frame-timeout").unwrap();
+        assert!(
+            frame
+                .check("abc")
+                .unwrap_err()
+                .starts_with("invalid time format \"abc\"")
+        );
+        assert!(frame.check("0").is_err());
+        assert_eq!(size("64MB"), Some(64 << 20));
+        assert_eq!(size("4KiB"), Some(4096));
+        assert_eq!(size("x"), None);
+        assert_eq!(
+            find("write-behind").map(|option| option.name),
+            Some("performance.write-behind")
+        );
+        assert_eq!(find("nope.option").map(|option| option.name), None);
+    }
+}
