@@ -3,6 +3,7 @@
 //! [`quic`] is the production transport; [`mem`] connects both ends within one process, for tests.
 
 pub mod mem;
+pub mod quic;
 pub mod tls;
 
 use std::net::SocketAddr;
