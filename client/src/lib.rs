@@ -3,6 +3,7 @@
 //! Layers, downward only: `remote` -> `volume` -> `vfs` -> `fuse`; `cli` and `demo` use them.
 
 pub mod cli;
+pub mod credentials;
 pub mod demo;
 pub mod fuse;
 pub mod remote;
