@@ -163,7 +163,7 @@ pub fn withdraw(link: &Path, socket: &Path) {
 }
 
 /// Whether an address belongs to this machine.
-fn is_local(ip: IpAddr) -> bool {
+pub fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
 

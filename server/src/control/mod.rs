@@ -1,1 +1,4 @@
-//! The control plane: volumes, bricks, views, options, sessions.
+//! The control plane: what exists and who is a member, decided by commands to a deterministic state machine.
+
+pub mod machine;
+pub mod store;

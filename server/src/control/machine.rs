@@ -1,0 +1,526 @@
+//! The control plane's state and the commands that change it. Deterministic: the same commands in the same order give
+//! the same state and the same outcomes on every node, whatever the node, the time or the build.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use mortar_protocol::ids::{BrickId, NodeId, SessionId, SetId, SetIndex, VolumeId};
+use mortar_protocol::limits::SHARD_SIZE;
+use mortar_protocol::options::{self, Effect};
+use mortar_protocol::placement::Layout;
+use mortar_protocol::view::{BrickInfo, SetKind, View, VolumeInfo, VolumeState};
+use serde::{Deserialize, Serialize};
+
+/// Longest name of a volume, in bytes.
+pub const MAX_VOLUME_NAME: usize = 255;
+/// Most sessions of a volume at a time.
+pub const MAX_SESSIONS: usize = 65_536;
+
+/// A set's views as the control plane has decided them.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Default, Debug)]
+pub struct SetViews {
+    /// The newest view.
+    pub current: Option<View>,
+    /// The newest view that took effect: further views are formed from its members (P3).
+    pub effective: Option<View>,
+}
+
+/// A volume.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Volume {
+    /// As clients see it.
+    pub info: VolumeInfo,
+    /// Views of its sets, in order.
+    pub sets: Vec<SetViews>,
+    /// The number the next session gets.
+    pub next_session: SessionId,
+    /// Live sessions and the uid each is bound to (0: none).
+    pub sessions: BTreeMap<SessionId, u32>,
+    /// It has been started at least once: its shard size is fixed.
+    pub was_started: bool,
+    /// Number of the last command that changed the volume or a view.
+    pub changed: u64,
+}
+
+/// Everything the control plane knows durably.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Default, Debug)]
+pub struct State {
+    /// Commands applied.
+    pub applied: u64,
+    /// Nodes and where they listen.
+    pub nodes: BTreeMap<NodeId, Vec<SocketAddr>>,
+    /// Volumes.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+    /// Volumes being created: their bricks are being formatted. Whoever leads after a crash removes them.
+    pub creating: BTreeMap<VolumeId, VolumeInfo>,
+}
+
+/// A change of the state.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Command {
+    /// A node says where it listens.
+    Node {
+        /// The node.
+        node: NodeId,
+        /// Its addresses.
+        addrs: Vec<SocketAddr>,
+    },
+    /// Reserves a name and bricks for a new volume.
+    BeginCreate {
+        /// Identity, drawn by the proposer.
+        volume: VolumeId,
+        /// Name.
+        name: String,
+        /// Kind of its sets.
+        kind: SetKind,
+        /// Bricks in order, with identities drawn by the proposer.
+        bricks: Vec<BrickInfo>,
+    },
+    /// The bricks are formatted: publishes the volume.
+    FinishCreate {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Gives the reservation back.
+    AbortCreate {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// Starts a volume.
+    Start {
+        /// Name.
+        volume: String,
+        /// Also if it is started.
+        force: bool,
+    },
+    /// Stops a volume; its sessions end.
+    Stop {
+        /// Name.
+        volume: String,
+    },
+    /// Forgets a stopped volume.
+    Delete {
+        /// Name.
+        volume: String,
+    },
+    /// Sets options, all or none.
+    Set {
+        /// Name.
+        volume: String,
+        /// Options and values.
+        options: Vec<(String, String)>,
+    },
+    /// Takes one option or all back to the defaults.
+    Reset {
+        /// Name.
+        volume: String,
+        /// The option; none: all.
+        option: Option<String>,
+    },
+    /// A new session of a started volume.
+    OpenSession {
+        /// Name.
+        volume: String,
+        /// uid it is bound to (0: none).
+        uid: u32,
+    },
+    /// Ends sessions.
+    EndSessions {
+        /// The volume.
+        volume: VolumeId,
+        /// The sessions.
+        sessions: Vec<SessionId>,
+    },
+    /// New views, and views that have taken effect. Each is ignored unless it is newer than what is known.
+    Views(Vec<View>),
+}
+
+/// What came of a command.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Outcome {
+    /// Done.
+    Done,
+    /// Done, with lines for the person.
+    Notes(Vec<String>),
+    /// The number of the new session.
+    Session(SessionId),
+    /// Not done; what a person is told.
+    Refused(String),
+}
+
+impl State {
+    /// Applies a command.
+    pub fn apply(&mut self, command: &Command) -> Outcome {
+        self.applied += 1;
+        let done = match command {
+            Command::Node { node, addrs } => {
+                self.nodes.insert(*node, addrs.clone());
+                // Clients learn addresses with the layout.
+                let applied = self.applied;
+                for volume in self.volumes.values_mut() {
+                    volume.changed = applied;
+                }
+                Ok(Outcome::Done)
+            }
+            Command::BeginCreate {
+                volume,
+                name,
+                kind,
+                bricks,
+            } => self.begin_create(*volume, name, *kind, bricks),
+            Command::FinishCreate { volume } => self.finish_create(*volume),
+            Command::AbortCreate { volume } => {
+                self.creating.remove(volume);
+                Ok(Outcome::Done)
+            }
+            Command::Start { volume, force } => self.start(volume, *force),
+            Command::Stop { volume } => self.stop(volume),
+            Command::Delete { volume } => self.delete(volume),
+            Command::Set { volume, options } => self.set_options(volume, options),
+            Command::Reset { volume, option } => self.reset(volume, option.as_deref()),
+            Command::OpenSession { volume, uid } => self.open_session(volume, *uid),
+            Command::EndSessions { volume, sessions } => {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.sessions.retain(|id, _| !sessions.contains(id));
+                }
+                Ok(Outcome::Done)
+            }
+            Command::Views(views) => {
+                views.iter().for_each(|view| self.view(view));
+                Ok(Outcome::Done)
+            }
+        };
+        done.unwrap_or_else(Outcome::Refused)
+    }
+
+    /// The volume of this name.
+    pub fn volume(&self, name: &str) -> Option<&Volume> {
+        self.volumes
+            .values()
+            .find(|volume| volume.info.name == name)
+    }
+
+    /// The set and its volume.
+    pub fn set(&self, set: SetId) -> Option<(&Volume, &SetViews)> {
+        let volume = self.volumes.get(&set.volume)?;
+        Some((volume, volume.sets.get(set.index.0 as usize)?))
+    }
+
+    /// The set a brick belongs to.
+    pub fn set_of(&self, brick: BrickId) -> Option<SetId> {
+        self.volumes.values().find_map(|volume| {
+            let index = volume
+                .info
+                .sets
+                .iter()
+                .position(|set| set.iter().any(|info| info.id == brick))?;
+            Some(volume.info.set_id(SetIndex(index as u32)))
+        })
+    }
+
+    fn named(&mut self, name: &str) -> Result<&mut Volume, String> {
+        self.volumes
+            .values_mut()
+            .find(|volume| volume.info.name == name)
+            .ok_or_else(|| format!("Volume {name} does not exist"))
+    }
+
+    /// As [`Self::named`], for a change that clients must hear of.
+    fn changed(&mut self, name: &str) -> Result<&mut Volume, String> {
+        let applied = self.applied;
+        let volume = self.named(name)?;
+        volume.changed = applied;
+        volume.info.version = applied;
+        Ok(volume)
+    }
+
+    fn begin_create(
+        &mut self,
+        id: VolumeId,
+        name: &str,
+        kind: SetKind,
+        bricks: &[BrickInfo],
+    ) -> Result<Outcome, String> {
+        check_name(name)?;
+        if self.taken().any(|info| info.name == name) {
+            return Err(format!("Volume {name} already exists"));
+        }
+        let width = check_kind(kind)?;
+        if bricks.is_empty() || !bricks.len().is_multiple_of(width) {
+            return Err(match kind {
+                SetKind::Replicate { .. } => {
+                    "number of bricks is not a multiple of replica count".to_owned()
+                }
+                _ => "number of bricks is not a multiple of disperse count".to_owned(),
+            });
+        }
+        for (at, brick) in bricks.iter().enumerate() {
+            let same = |other: &BrickInfo| other.node == brick.node && other.path == brick.path;
+            if bricks[..at].iter().any(same) {
+                return Err(format!(
+                    "Found duplicate exports {}:{}",
+                    brick.host, brick.path
+                ));
+            }
+            if self
+                .taken()
+                .any(|info| info.sets.iter().flatten().any(same))
+            {
+                return Err(format!("{} is already part of a volume", brick.path));
+            }
+            if !self.nodes.contains_key(&brick.node) {
+                return Err(format!(
+                    "Host {} is not in 'Peer in Cluster' state",
+                    brick.host
+                ));
+            }
+        }
+        let sets: Vec<Vec<BrickInfo>> = bricks.chunks(width).map(<[BrickInfo]>::to_vec).collect();
+        let info = VolumeInfo {
+            id,
+            name: name.to_owned(),
+            kind,
+            state: VolumeState::Created,
+            layout: Layout::even(sets.len() as u32),
+            sets,
+            options: BTreeMap::new(),
+            shard_size: SHARD_SIZE,
+            version: self.applied,
+        };
+        self.creating.insert(id, info);
+        Ok(Outcome::Done)
+    }
+
+    fn finish_create(&mut self, id: VolumeId) -> Result<Outcome, String> {
+        let info = self
+            .creating
+            .remove(&id)
+            .ok_or("the creation of this volume was given up")?;
+        let volume = Volume {
+            sets: vec![SetViews::default(); info.sets.len()],
+            info,
+            next_session: SessionId(1),
+            sessions: BTreeMap::new(),
+            was_started: false,
+            changed: self.applied,
+        };
+        self.volumes.insert(id, volume);
+        Ok(Outcome::Done)
+    }
+
+    fn start(&mut self, name: &str, force: bool) -> Result<Outcome, String> {
+        let volume = self.named(name)?;
+        if volume.info.state == VolumeState::Started && !force {
+            return Err(format!("Volume {name} already started"));
+        }
+        let volume = self.changed(name)?;
+        volume.info.state = VolumeState::Started;
+        volume.was_started = true;
+        Ok(Outcome::Done)
+    }
+
+    fn stop(&mut self, name: &str) -> Result<Outcome, String> {
+        if self.named(name)?.info.state != VolumeState::Started {
+            return Err(format!("Volume {name} is not in the started state"));
+        }
+        let volume = self.changed(name)?;
+        volume.info.state = VolumeState::Stopped;
+        volume.sessions.clear();
+        Ok(Outcome::Done)
+    }
+
+    fn delete(&mut self, name: &str) -> Result<Outcome, String> {
+        let volume = self.named(name)?;
+        if volume.info.state == VolumeState::Started {
+            return Err(format!(
+                "Volume {name} has been started.Volume needs to be stopped before deletion."
+            ));
+        }
+        let id = volume.info.id;
+        self.volumes.remove(&id);
+        Ok(Outcome::Done)
+    }
+
+    fn set_options(&mut self, name: &str, given: &[(String, String)]) -> Result<Outcome, String> {
+        let was_started = self.named(name)?.was_started;
+        let mut notes = Vec::new();
+        let mut accepted = Vec::new();
+        for (option, value) in given {
+            let info = options::find(option).ok_or_else(|| match options::nearest(option) {
+                Some(known) => {
+                    format!("option : {option} does not exist\nDid you mean {known}?")
+                }
+                None => format!("option : {option} does not exist"),
+            })?;
+            info.check(value)?;
+            match info.effect {
+                Effect::Refused(why) if options::switch(value) != Some(false) => {
+                    return Err(format!("option {}: {why}", info.name));
+                }
+                Effect::None => notes.push(format!(
+                    "option {} is accepted for compatibility and changes nothing",
+                    info.name
+                )),
+                Effect::Refused(_) | Effect::Live => {}
+            }
+            if info.name == SHARD_OPTION {
+                check_shard_size(was_started, options::size(value))?;
+            }
+            accepted.push((info.name, value));
+        }
+        let volume = self.changed(name)?;
+        for (option, value) in accepted {
+            volume.info.options.insert(option.to_owned(), value.clone());
+        }
+        volume.fix_shard_size();
+        Ok(if notes.is_empty() {
+            Outcome::Done
+        } else {
+            Outcome::Notes(notes)
+        })
+    }
+
+    fn reset(&mut self, name: &str, option: Option<&str>) -> Result<Outcome, String> {
+        let known = match option {
+            Some(option) => {
+                let info = options::find(option)
+                    .ok_or_else(|| format!("Option {option} does not exist"))?;
+                Some(info.name)
+            }
+            None => None,
+        };
+        let was_started = self.named(name)?.was_started;
+        if was_started && known == Some(SHARD_OPTION) {
+            check_shard_size(true, None)?;
+        }
+        let volume = self.changed(name)?;
+        volume.info.options.retain(|name, _| match known {
+            Some(known) => name != known,
+            None => was_started && name == SHARD_OPTION,
+        });
+        volume.fix_shard_size();
+        Ok(Outcome::Done)
+    }
+
+    fn open_session(&mut self, name: &str, uid: u32) -> Result<Outcome, String> {
+        let volume = self.named(name)?;
+        if volume.info.state != VolumeState::Started {
+            return Err(format!("Volume {name} is not started"));
+        }
+        if volume.sessions.len() >= MAX_SESSIONS {
+            return Err(format!("Volume {name} has {MAX_SESSIONS} sessions already"));
+        }
+        let session = volume.next_session;
+        volume.next_session = session.next();
+        volume.sessions.insert(session, uid);
+        Ok(Outcome::Session(session))
+    }
+
+    fn view(&mut self, view: &View) {
+        let applied = self.applied;
+        let Some(volume) = self.volumes.get_mut(&view.set.volume) else {
+            return;
+        };
+        let index = view.set.index.0 as usize;
+        let (Some(bricks), Some(set)) = (volume.info.sets.get(index), volume.sets.get_mut(index))
+        else {
+            return;
+        };
+        let configured = |brick: BrickId| bricks.iter().any(|info| info.id == brick);
+        let sound = view.primary_member().is_some()
+            && view.members.iter().all(|member| configured(member.brick));
+        let newer = match &set.current {
+            None => true,
+            Some(current) if view.epoch == current.epoch => {
+                let mut same = current.clone();
+                same.effective = true;
+                !current.effective && *view == same
+            }
+            Some(current) => view.epoch > current.epoch,
+        };
+        if !sound || !newer {
+            return;
+        }
+        if view.effective {
+            set.effective = Some(view.clone());
+        }
+        set.current = Some(view.clone());
+        volume.changed = applied;
+    }
+
+    fn taken(&self) -> impl Iterator<Item = &VolumeInfo> {
+        self.volumes
+            .values()
+            .map(|volume| &volume.info)
+            .chain(self.creating.values())
+    }
+}
+
+const SHARD_OPTION: &str = "features.shard-block-size";
+
+impl Volume {
+    fn fix_shard_size(&mut self) {
+        let chosen = self.info.options.get(SHARD_OPTION);
+        self.info.shard_size = chosen
+            .and_then(|value| options::size(value))
+            .unwrap_or(SHARD_SIZE);
+    }
+
+    /// The value of an option: as set, else its default.
+    pub fn option(&self, name: &str) -> &str {
+        match self.info.options.get(name) {
+            Some(value) => value,
+            None => options::find(name).map_or("", |option| option.default),
+        }
+    }
+
+    /// The value of an option in seconds.
+    pub fn seconds(&self, name: &str) -> u64 {
+        let number = |text: &str| text.trim_end_matches(['s', 'S']).parse().ok();
+        number(self.option(name)).unwrap_or_default()
+    }
+}
+
+fn check_shard_size(was_started: bool, size: Option<u64>) -> Result<(), String> {
+    if was_started {
+        return Err(format!(
+            "option {SHARD_OPTION} is fixed once the volume has been started"
+        ));
+    }
+    match size {
+        Some(size) if !size.is_power_of_two() => Err(format!(
+            "option {SHARD_OPTION}: {size} is not a power of two"
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if name.is_empty() || name == "all" || !name.chars().all(fits) {
+        return Err(format!(
+            "'{name}' is not a name for a volume (letters, digits, - and _)"
+        ));
+    }
+    if name.len() > MAX_VOLUME_NAME {
+        return Err(format!(
+            "the name is longer than {MAX_VOLUME_NAME} characters"
+        ));
+    }
+    Ok(())
+}
+
+/// Bricks per set, if volumes of this kind can be made.
+fn check_kind(kind: SetKind) -> Result<usize, String> {
+    match kind {
+        SetKind::Plain => Ok(1),
+        SetKind::Replicate { copies } if (2..=16).contains(&copies) => Ok(usize::from(copies)),
+        SetKind::Replicate { .. } => {
+            Err("replica count should be greater than 1 and at most 16".to_owned())
+        }
+        SetKind::Disperse { .. } => Err("disperse volumes are not built yet".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;
