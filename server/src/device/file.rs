@@ -4,8 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation};
@@ -149,7 +149,11 @@ impl FileDevice {
             }
         }
         let mut how = OpenOptions::new();
-        how.read(true).write(true).create(true).truncate(false).mode(0o600);
+        how.read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         how.open(&path).map_err(io_error(&path))?;
         sync_parent(&path).map_err(io_error(&path))?;
         let file = open_locked(&path, true)?;
@@ -289,7 +293,7 @@ impl Device for FileDevice {
         self.engine.run_io(Box::new(move || {
             let mut buf = AlignedBuf::zeroed(len);
             let result = inner.read_bulk(offset, &mut buf);
-            done(result.map(|()| buf.into_bytes()));
+            done(result.map(|()| buf.freeze()));
         }));
     }
 
@@ -464,10 +468,7 @@ fn open_locked(path: &Path, write: bool) -> Result<File, TargetError> {
 
 /// The process that holds a flock on a file, from /proc/locks.
 fn lock_holder(meta: &std::fs::Metadata) -> Option<u32> {
-    let (major, minor) = (
-        rustix::fs::major(meta.dev()),
-        rustix::fs::minor(meta.dev()),
-    );
+    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let inode = format!("{major:02x}:{minor:02x}:{}", meta.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     locks.lines().find_map(|line| {
@@ -487,7 +488,10 @@ fn open_direct(path: &Path, meta: &std::fs::Metadata) -> Option<File> {
 }
 
 fn sync_parent(path: &Path) -> io::Result<()> {
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    match path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
         Some(parent) => File::open(parent)?.sync_all(),
         None => File::open(".")?.sync_all(),
     }
@@ -534,3 +538,6 @@ fn size_file(path: &Path, file: &File, options: &CreateOptions) -> Result<(), Ta
     file.set_len(size).map_err(&fail)?;
     file.sync_all().map_err(&fail)
 }
+
+#[cfg(test)]
+mod tests;

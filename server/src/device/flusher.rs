@@ -220,7 +220,10 @@ mod tests {
     #[test]
     fn after_a_failed_shared_flush_each_repeats_its_own() {
         let (flushed, results) = gathered(Some(7), true);
-        assert_eq!(flushed, ["alone 0", "host", "alone 1", "alone 2", "alone 3"]);
+        assert_eq!(
+            flushed,
+            ["alone 0", "host", "alone 1", "alone 2", "alone 3"]
+        );
         let expected = [(0, true), (1, true), (2, false), (3, true), (3, true)];
         assert_eq!(results, expected);
     }

@@ -15,9 +15,9 @@ use std::io;
 
 use bytes::Bytes;
 
-pub use mortar_protocol::aligned::AlignedBuf;
 pub use engine::Engine;
 pub use file::{BRICK_FILE, CreateOptions, FileDevice, TargetError};
+pub use mortar_protocol::aligned::AlignedBuf;
 
 /// Receives the result of a started operation.
 pub type Done<T> = Box<dyn FnOnce(io::Result<T>) + Send>;
