@@ -1,0 +1,571 @@
+//! The primary: makes its log the members' log, counts what they have written and flushed, takes joiners in.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mortar_protocol::entry::{Effect, Entry, EntryKind, Space};
+use mortar_protocol::env::Mono;
+use mortar_protocol::ids::{BrickId, Pos, RunId, Seq};
+use mortar_protocol::peer::{History, PeerMessage};
+use mortar_protocol::report::BrickEvent;
+use mortar_protocol::view::{SetKind, View};
+
+use super::core::{Action, LogReader, REPEAT, Role, SetLog};
+use super::history::Positions;
+
+/// Most bytes of entries in one message, about; with the longest entry on top it stays below the frame's limit.
+const MESSAGE_BYTES: usize = 2 << 20;
+/// Most bytes sent to a member and not yet answered.
+const WINDOW: usize = 16 << 20;
+/// The same for a brick that catches up.
+const CATCH_UP_WINDOW: usize = 2 << 20;
+/// A joiner is announced once it lacks no more entries than this.
+const NEAR: u64 = 64;
+/// A brick that was catching up and is silent for so long is forgotten.
+const GONE: Duration = Duration::from_secs(5);
+
+/// What a peer is to the primary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// In sync: counts.
+    Member,
+    /// Wants to join and lacks much: does not count.
+    CatchingUp,
+    /// The entry that announces it is being made.
+    Announcing,
+    /// Announced by the entry at this place: counts; a member as soon as it has flushed that and a view says so.
+    Announced(Seq),
+}
+
+/// What the primary knows of one peer, in this view.
+struct Peer {
+    run: RunId,
+    standing: Standing,
+    /// Its state has been heard: `sent` means something.
+    known: bool,
+    /// Its log cannot be made to agree.
+    lost: bool,
+    /// Up to here both logs were the same when its state was heard.
+    common: Seq,
+    sent: Seq,
+    written: Seq,
+    flushed: Seq,
+    /// It was proposed as a member.
+    proposed: bool,
+    /// It gets a message even without news.
+    owed: bool,
+    commit_told: Seq,
+    announced_told: Seq,
+    flush_told: Seq,
+    /// Newest entry and bytes of each message not yet answered.
+    in_flight: VecDeque<(Seq, usize)>,
+    /// Last progress, or when something was sent while nothing was in flight.
+    heard: Mono,
+    space: Option<Space>,
+}
+
+impl Peer {
+    fn new(run: RunId, standing: Standing, now: Mono) -> Self {
+        Self {
+            run,
+            standing,
+            known: false,
+            lost: false,
+            common: Seq(0),
+            sent: Seq(0),
+            written: Seq(0),
+            flushed: Seq(0),
+            proposed: false,
+            owed: false,
+            commit_told: Seq(0),
+            announced_told: Seq(0),
+            flush_told: Seq(0),
+            in_flight: VecDeque::new(),
+            heard: now,
+            space: None,
+        }
+    }
+
+    fn counts(&self) -> bool {
+        matches!(self.standing, Standing::Member | Standing::Announced(_))
+    }
+
+    fn bytes_in_flight(&self) -> usize {
+        self.in_flight.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    fn window(&self) -> usize {
+        if self.counts() {
+            WINDOW
+        } else {
+            CATCH_UP_WINDOW
+        }
+    }
+}
+
+/// What a primary keeps beside its log.
+pub(super) struct Primary {
+    peers: BTreeMap<BrickId, Peer>,
+    /// The view's own entry.
+    first: Seq,
+    adopted: bool,
+    /// Entries appended since the last batch was sent.
+    tail: Vec<Arc<Entry>>,
+}
+
+impl Primary {
+    /// Takes own entries in that are to be sent.
+    pub(super) fn appended(&mut self, entries: &[Arc<Entry>]) {
+        for entry in entries {
+            match &entry.kind {
+                EntryKind::View(_) if self.first == Seq(0) => self.first = entry.pos.seq,
+                EntryKind::Joiner(brick) => {
+                    if let Some(peer) = self.peers.get_mut(brick)
+                        && peer.standing == Standing::Announcing
+                    {
+                        peer.standing = Standing::Announced(entry.pos.seq);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.tail.extend_from_slice(entries);
+    }
+
+    pub(super) fn least_space(&self, own: Space) -> Space {
+        let counted = self.peers.values().filter(|peer| peer.counts());
+        counted
+            .filter_map(|peer| peer.space)
+            .fold(own, |least, space| Space {
+                total: least.total.min(space.total),
+                free: least.free.min(space.free),
+                free_now: least.free_now.min(space.free_now),
+                ring_free: least.ring_free.min(space.ring_free),
+                inodes: least.inodes.max(space.inodes),
+            })
+    }
+
+    fn least(&self, own: Seq, of: impl Fn(&Peer) -> Seq) -> Seq {
+        self.peers
+            .values()
+            .filter(|peer| peer.counts())
+            .map(of)
+            .fold(own, Seq::min)
+    }
+}
+
+/// About how many bytes an entry takes in a message.
+pub(crate) fn weight(entry: &Entry) -> usize {
+    let result = match &entry.kind {
+        EntryKind::Change { result, .. } => result.len(),
+        _ => 0,
+    };
+    let effects: usize = entry
+        .effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::Put { key, value } => key.len() + value.len() + 8,
+            Effect::Del { key } => key.len() + 4,
+            Effect::Attach { crcs, .. } => 40 + crcs.len() * 5,
+            _ => 60,
+        })
+        .sum();
+    64 + result + effects + entry.body.len()
+}
+
+impl SetLog {
+    /// Takes over as the primary of a new view: the own log stands whole, the view's entry follows it.
+    pub(super) fn begin_view(&mut self, view: View, out: &mut Vec<Action>) {
+        let others = view
+            .members
+            .iter()
+            .filter(|member| member.brick != self.me.brick);
+        let peers: BTreeMap<BrickId, Peer> = others
+            .map(|member| {
+                (
+                    member.brick,
+                    Peer::new(member.run, Standing::Member, self.now),
+                )
+            })
+            .collect();
+        let names: Vec<BrickId> = peers.keys().copied().collect();
+        self.role = Role::Primary(Box::new(Primary {
+            peers,
+            first: Seq(0),
+            adopted: false,
+            tail: Vec::new(),
+        }));
+        for peer in names {
+            self.send(
+                peer,
+                PeerMessage::Begin { view: view.clone() },
+                Vec::new(),
+                out,
+            );
+        }
+        out.push(Action::Make(EntryKind::View(View {
+            effective: false,
+            ..view
+        })));
+    }
+
+    /// Where a peer's log stands.
+    pub(super) fn on_state(
+        &mut self,
+        from: BrickId,
+        run: RunId,
+        history: &History,
+        applied: Pos,
+        join: bool,
+        out: &mut Vec<Action>,
+    ) {
+        let leads = self.leads();
+        let absent = self
+            .view
+            .as_ref()
+            .is_some_and(|view| view.member(from).is_none());
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        if primary.first == Seq(0) || !history.is_valid() {
+            return;
+        }
+        if join && leads && absent {
+            let known = primary.peers.get(&from);
+            if known.is_none_or(|peer| peer.run != run && peer.standing == Standing::CatchingUp) {
+                primary
+                    .peers
+                    .insert(from, Peer::new(run, Standing::CatchingUp, self.now));
+            }
+        }
+        let Some(peer) = primary.peers.get_mut(&from).filter(|peer| peer.run == run) else {
+            return;
+        };
+        match self.history.common(history) {
+            Some(common) if common.seq >= applied.seq => {
+                peer.known = true;
+                peer.common = common.seq;
+                peer.sent = common.seq;
+                peer.in_flight.clear();
+                peer.owed = true;
+                peer.heard = self.now;
+            }
+            _ => {
+                peer.lost = true;
+                let epoch = self.epoch();
+                self.report(
+                    BrickEvent::CannotFollow {
+                        epoch,
+                        member: from,
+                    },
+                    out,
+                );
+            }
+        }
+    }
+
+    /// How far a peer's log is written and flushed.
+    pub(super) fn on_written(
+        &mut self,
+        from: BrickId,
+        run: RunId,
+        written: Pos,
+        flushed: Seq,
+        space: Space,
+        out: &mut Vec<Action>,
+    ) {
+        if self.history.at(written.seq) != Some(written) {
+            return;
+        }
+        let now = self.now;
+        let Some(peer) = self.peer_of(from, run) else {
+            return;
+        };
+        peer.space = Some(space);
+        if written.seq > peer.written || flushed > peer.flushed {
+            peer.heard = now;
+        }
+        peer.written = peer.written.max(written.seq);
+        peer.flushed = peer.flushed.max(flushed.min(written.seq));
+        while peer
+            .in_flight
+            .front()
+            .is_some_and(|(seq, _)| *seq <= peer.written)
+        {
+            peer.in_flight.pop_front();
+        }
+        self.advance(out);
+    }
+
+    /// A member wants to know the commit position.
+    pub(super) fn on_ask(&mut self, from: BrickId, run: RunId) {
+        if let Some(peer) = self.peer_of(from, run) {
+            peer.owed = true;
+        }
+    }
+
+    fn peer_of(&mut self, brick: BrickId, run: RunId) -> Option<&mut Peer> {
+        let Role::Primary(primary) = &mut self.role else {
+            return None;
+        };
+        primary.peers.get_mut(&brick).filter(|peer| peer.run == run)
+    }
+
+    /// Whether the view's members hold only one whole copy, of a set that ought to hold more.
+    fn lone(&self) -> bool {
+        let Some(view) = &self.view else { return false };
+        let holders = view
+            .members
+            .iter()
+            .filter(|member| member.keeps_data)
+            .count();
+        match self.me.kind {
+            SetKind::Plain => false,
+            SetKind::Replicate { copies } => copies > 1 && holders <= 1,
+            SetKind::Disperse { data, .. } => holders <= usize::from(data),
+        }
+    }
+
+    /// Draws the conclusions from what is written and flushed by whom.
+    pub(super) fn advance(&mut self, out: &mut Vec<Action>) {
+        if !self.is_primary() {
+            self.follow(out);
+            return;
+        }
+        let own = if self.lone() {
+            self.flushed
+        } else {
+            self.written
+        };
+        let (epoch, leads) = (self.epoch(), self.leads());
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        if primary.first == Seq(0) {
+            return;
+        }
+        let written = primary.least(own, |peer| peer.written);
+        let flushed = primary.least(self.flushed, |peer| peer.flushed);
+        if !leads {
+            if flushed >= primary.first && !primary.adopted {
+                primary.adopted = true;
+                self.report(BrickEvent::Adopted { epoch }, out);
+            }
+            return;
+        }
+        self.commit = self.commit.max(written);
+        self.flushed_by_all = self.flushed_by_all.max(flushed);
+        let announce = self.flushed_by_all.min(self.commit);
+        if announce > self.announced {
+            self.announced = announce;
+            out.push(Action::Announce(announce));
+        }
+        self.take_joiners_on(false, out);
+    }
+
+    /// Announces joiners that are near enough, proposes those that have flushed all.
+    fn take_joiners_on(&mut self, repeat: bool, out: &mut Vec<Action>) {
+        let (epoch, head) = (self.epoch(), self.history.head.seq);
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let mut reports = Vec::new();
+        for (joiner, peer) in &mut primary.peers {
+            let (joiner, run) = (*joiner, peer.run);
+            match peer.standing {
+                Standing::CatchingUp if peer.known && !peer.lost && peer.written > Seq(0) => {
+                    if head.0 - peer.written.0.min(head.0) <= NEAR {
+                        peer.standing = Standing::Announcing;
+                        out.push(Action::Make(EntryKind::Joiner(joiner)));
+                        reports.push(BrickEvent::Joining { epoch, joiner, run });
+                    }
+                }
+                Standing::Announced(at) if peer.flushed >= at => {
+                    // Said once when it becomes true, then repeated until a view answers.
+                    if repeat || !peer.proposed {
+                        peer.proposed = true;
+                        reports.push(BrickEvent::Propose { epoch, joiner, run });
+                    }
+                }
+                Standing::Announced(_) | Standing::Announcing if repeat => {
+                    reports.push(BrickEvent::Joining { epoch, joiner, run });
+                }
+                _ => {}
+            }
+        }
+        for report in reports {
+            self.report(report, out);
+        }
+    }
+
+    pub(super) fn tick_primary(&mut self, repeat: bool, out: &mut Vec<Action>) {
+        let (now, flush_wanted, epoch, leads) =
+            (self.now, self.flush_wanted, self.epoch(), self.leads());
+        let announced = self.announced;
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        let mut strangers = Vec::new();
+        primary.peers.retain(|_, peer| {
+            peer.standing != Standing::CatchingUp || now.since(peer.heard) < GONE
+        });
+        for (brick, peer) in &mut primary.peers {
+            if !peer.known {
+                if repeat {
+                    strangers.push(*brick);
+                }
+                continue;
+            }
+            if now.since(peer.heard) >= REPEAT {
+                let answered = peer.written.max(peer.common);
+                if peer.sent > answered || flush_wanted > peer.flushed {
+                    peer.sent = peer.sent.min(answered);
+                    peer.in_flight.clear();
+                    peer.owed = true;
+                    peer.heard = now;
+                }
+            }
+            peer.owed |= announced > peer.announced_told;
+        }
+        let adopted = primary.adopted;
+        if let Some(view) = self.view.clone() {
+            for peer in strangers {
+                self.send(
+                    peer,
+                    PeerMessage::Begin { view: view.clone() },
+                    Vec::new(),
+                    out,
+                );
+            }
+        }
+        if repeat && adopted && !leads {
+            self.report(BrickEvent::Adopted { epoch }, out);
+        }
+        if repeat && leads {
+            self.take_joiners_on(true, out);
+        }
+    }
+
+    pub(super) fn finish_primary(&mut self, log: &dyn LogReader, out: &mut Vec<Action>) {
+        let (lone, leads) = (self.lone(), self.leads());
+        if lone && leads {
+            self.flush_wanted = self.flush_wanted.max(self.written);
+        }
+        let Role::Primary(primary) = &mut self.role else {
+            return;
+        };
+        if primary.first == Seq(0) {
+            return;
+        }
+        let tail = std::mem::take(&mut primary.tail);
+        let mut peers = std::mem::take(&mut primary.peers);
+        for (brick, peer) in &mut peers {
+            if peer.known && !peer.lost {
+                self.send_to(*brick, peer, &tail, log, out);
+            }
+        }
+        if let Role::Primary(primary) = &mut self.role {
+            primary.peers = peers;
+        }
+    }
+
+    /// Sends a peer the entries it lacks, as far as its window allows, and the positions it was not told.
+    fn send_to(
+        &self,
+        brick: BrickId,
+        peer: &mut Peer,
+        tail: &[Arc<Entry>],
+        log: &dyn LogReader,
+        out: &mut Vec<Action>,
+    ) {
+        let leads = self.leads();
+        let flush = if self.flush_wanted > peer.flushed {
+            self.flush_wanted
+        } else {
+            Seq(0)
+        };
+        let mut owed = peer.owed
+            || (leads && self.commit > peer.commit_told && peer.counts())
+            || (flush > peer.flush_told && flush > peer.flushed);
+        loop {
+            let Some(prev) = self.history.at(peer.sent) else {
+                self.give_up(brick, peer, out);
+                return;
+            };
+            let room = peer.window().saturating_sub(peer.bytes_in_flight());
+            let lacks = peer.sent < self.history.head.seq && room > 0;
+            if !lacks && !owed {
+                return;
+            }
+            let entries = if lacks {
+                match next_entries(prev, tail, log) {
+                    Ok(entries) => entries,
+                    Err(_) => {
+                        self.give_up(brick, peer, out);
+                        return;
+                    }
+                }
+            } else {
+                Vec::new()
+            };
+            if let Some(last) = entries.last() {
+                if peer.in_flight.is_empty() {
+                    peer.heard = self.now;
+                }
+                peer.sent = last.pos.seq;
+                peer.in_flight
+                    .push_back((peer.sent, entries.iter().map(|e| weight(e)).sum()));
+            } else if !owed {
+                return;
+            }
+            let message = PeerMessage::Append {
+                prev,
+                commit: if leads { self.commit } else { Seq(0) },
+                announced: if leads { self.announced } else { Seq(0) },
+                flush,
+                serving: leads,
+            };
+            owed = false;
+            peer.owed = false;
+            peer.commit_told = self.commit;
+            peer.announced_told = self.announced;
+            peer.flush_told = peer.flush_told.max(flush);
+            self.send(brick, message, entries, out);
+        }
+    }
+
+    fn give_up(&self, brick: BrickId, peer: &mut Peer, out: &mut Vec<Action>) {
+        peer.lost = true;
+        let event = BrickEvent::CannotFollow {
+            epoch: self.epoch(),
+            member: brick,
+        };
+        self.report(event, out);
+    }
+}
+
+/// The entries behind `prev` for one message: from the current batch if they are there, else from the log.
+fn next_entries(
+    prev: Pos,
+    tail: &[Arc<Entry>],
+    log: &dyn LogReader,
+) -> Result<Vec<Arc<Entry>>, super::LogGone> {
+    let Some(first) = tail.first().map(|entry| entry.pos.seq.0) else {
+        return log.entries_after(prev, MESSAGE_BYTES);
+    };
+    let wanted = prev.seq.0 + 1;
+    let Some(skip) = wanted
+        .checked_sub(first)
+        .filter(|skip| *skip < tail.len() as u64)
+    else {
+        return log.entries_after(prev, MESSAGE_BYTES);
+    };
+    let mut bytes = 0;
+    let entries = tail[skip as usize..].iter().take_while(|entry| {
+        let fits = bytes < MESSAGE_BYTES;
+        bytes += weight(entry);
+        fits
+    });
+    Ok(entries.cloned().collect())
+}
