@@ -9,7 +9,7 @@ mod engine;
 mod file;
 mod flusher;
 mod pool;
-//SIM
+pub mod sim;
 
 use std::io;
 
