@@ -1,0 +1,140 @@
+//! Locks: taken at the inode's set, waited for in turns so that a caller with a signal can leave.
+
+use std::time::Duration;
+
+use mortar_protocol::attr::{Attr, Cred};
+use mortar_protocol::error::Errno;
+use mortar_protocol::fop::{LockHeld, LockKind, LockOutcome, LockRequest};
+
+use super::Vfs;
+use super::backend::{Backend, Res};
+use super::node::Node;
+
+/// How often a waiting call looks whether its caller still waits.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Whoever waits for a lock.
+pub trait Waiter: Send {
+    /// Whether it has a signal to attend to, or is gone.
+    fn wants_to_leave(&self) -> bool;
+}
+
+impl<B: Backend> Vfs<B> {
+    /// The lock that would conflict.
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn test_lock(&self, cred: Cred, request: LockRequest) -> Res<Option<LockHeld>> {
+        self.0.backend.lock_test(cred, request).await
+    }
+
+    /// Takes or releases a lock; waits if the request says so.
+    ///
+    /// # Errors
+    ///
+    /// EAGAIN if another holds it and the request does not wait; EINTR if the waiter left; those of the volume.
+    pub async fn lock(&self, cred: Cred, request: LockRequest, waiter: &impl Waiter) -> Res<()> {
+        let core = &self.0;
+        core.settle_id(request.id).await;
+        let (outcome, attr) = core.backend.lock(cred.clone(), request.clone()).await?;
+        match outcome {
+            LockOutcome::Busy => Err(Errno::EAGAIN),
+            LockOutcome::Granted => {
+                self.granted(&request, attr).await;
+                Ok(())
+            }
+            LockOutcome::Queued => self.wait_lock(cred, request, waiter).await,
+        }
+    }
+
+    async fn wait_lock(&self, cred: Cred, request: LockRequest, waiter: &impl Waiter) -> Res<()> {
+        let core = &self.0;
+        let mut waiting = Box::pin(core.backend.lock_wait(cred.clone(), request.clone()));
+        loop {
+            let look = core.env.sleep(LOOK);
+            match futures_util::future::select(waiting, look).await {
+                futures_util::future::Either::Left((result, _)) => {
+                    match result? {
+                        (LockOutcome::Granted, attr) => {
+                            self.granted(&request, attr).await;
+                            return Ok(());
+                        }
+                        (LockOutcome::Busy, _) => return Err(Errno::EAGAIN),
+                        (LockOutcome::Queued, _) => {}
+                    }
+                    waiting = Box::pin(core.backend.lock_wait(cred.clone(), request.clone()));
+                }
+                futures_util::future::Either::Right(((), rest)) => waiting = rest,
+            }
+            if waiter.wants_to_leave() {
+                drop(waiting);
+                return self.leave_queue(cred, request).await;
+            }
+        }
+    }
+
+    /// Withdraws a queued request: asked again without waiting, it is granted after all or leaves the queue.
+    async fn leave_queue(&self, cred: Cred, request: LockRequest) -> Res<()> {
+        let again = LockRequest {
+            wait: false,
+            ..request
+        };
+        let (outcome, attr) = self.0.backend.lock(cred, again.clone()).await?;
+        if outcome == LockOutcome::Granted {
+            self.granted(&again, attr).await;
+            return Ok(());
+        }
+        Err(Errno::EINTR)
+    }
+
+    /// Before the caller learns of its lock, pages that another client has outdated go.
+    async fn granted(&self, request: &LockRequest, attr: Option<Attr>) {
+        let core = &self.0;
+        let Some(node) = core.node(request.id) else {
+            return;
+        };
+        let outdated = {
+            let mut state = node.state.lock();
+            if request.kind == LockKind::Unlock {
+                // Other ranges of the owner may still be locked: it is kept until its file is closed.
+                false
+            } else {
+                state.lock_owners.insert(request.owner);
+                match attr {
+                    Some(attr) => {
+                        state.arrived(attr, core.now());
+                        let outdated = state.pages() != Some(attr.change) && !state.unanswered();
+                        if outdated {
+                            state.forget_pages();
+                        }
+                        outdated
+                    }
+                    None => false,
+                }
+            }
+        };
+        if outdated && let Some(kernel) = core.kernel.get() {
+            kernel.invalidate(request.id).await;
+        }
+    }
+
+    /// Releases all locks of an owner, as close does.
+    pub(super) async fn unlock_all(&self, cred: Cred, node: &Node, owner: u64) {
+        if !node.state.lock().lock_owners.remove(&owner) {
+            return;
+        }
+        let request = LockRequest {
+            id: node.id,
+            owner,
+            start: 0,
+            end: u64::MAX,
+            kind: LockKind::Unlock,
+            pid: 0,
+            wait: false,
+        };
+        if let Err(errno) = self.0.backend.lock(cred, request).await {
+            tracing::warn!(inode = %node.id, ?errno, "locks of a closed file could not be released");
+        }
+    }
+}

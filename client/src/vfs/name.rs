@@ -1,0 +1,290 @@
+//! Names: lookup, making, removing and renaming, listings.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::attr::{Attr, Cred, FileKind};
+use mortar_protocol::env::Mono;
+use mortar_protocol::error::Errno;
+use mortar_protocol::fop::DirEntry;
+use mortar_protocol::ids::InodeId;
+use mortar_protocol::limits::{MAX_NAME, MAX_SYMLINK};
+
+use super::backend::{Backend, NewInode, RenameMode, Res};
+use super::{Buffered, Core, Vfs};
+
+/// How much of a listing is fetched at once, in bytes of encoded entries.
+const LISTING: u32 = 128 << 10;
+/// How long fetched entries may wait to be asked for.
+const LISTING_AGE: Duration = Duration::from_secs(1);
+
+/// A name's inode as the kernel is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Attributes.
+    pub attr: Attr,
+    /// How long they may be shown.
+    pub attr_ttl: Duration,
+    /// How long the name may be shown.
+    pub entry_ttl: Duration,
+}
+
+/// Part of a listing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// Entries in order of their offsets.
+    pub entries: Vec<DirEntry>,
+    /// Whether none come behind them.
+    pub end: bool,
+    at: Mono,
+}
+
+impl<B: Backend> Vfs<B> {
+    fn entry(&self, attr: Attr, whole: bool) -> Entry {
+        let options = &self.0.options;
+        Entry {
+            attr,
+            attr_ttl: if whole {
+                options.attr_ttl
+            } else {
+                Duration::ZERO
+            },
+            entry_ttl: options.entry_ttl,
+        }
+    }
+
+    /// Looks a name up; "." and ".." too, for any inode (exported mounts ask so).
+    ///
+    /// # Errors
+    ///
+    /// ENOENT; those of the volume.
+    pub async fn lookup(&self, cred: Cred, parent: InodeId, name: Bytes) -> Res<Entry> {
+        let core = &self.0;
+        check_name(&name)?;
+        match &name[..] {
+            b"." => {
+                let attr = core.fetch_attr(parent).await?;
+                return Ok(self.entry(attr, true));
+            }
+            b".." => {
+                let above = core.backend.parent(parent).await?;
+                let attr = core.fetch_attr(above).await?;
+                return Ok(self.entry(attr, true));
+            }
+            _ => {}
+        }
+        let found = core.backend.lookup(cred, parent, name.clone()).await?;
+        core.recent.named(parent, &name, &found.attr);
+        let attr = core.settled_attr(found.attr).await?;
+        Ok(self.entry(attr, found.whole))
+    }
+
+    /// Makes a directory, symbolic link, device, pipe, socket or (closed) file.
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn make(
+        &self,
+        cred: Cred,
+        parent: InodeId,
+        name: Bytes,
+        new: NewInode,
+    ) -> Res<Entry> {
+        check_name(&name)?;
+        if new.kind == FileKind::Symlink && new.target.len() > MAX_SYMLINK {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let core = &self.0;
+        let attr = core.backend.create(cred, parent, name.clone(), new).await?;
+        core.recent.named(parent, &name, &attr);
+        core.outdated(parent);
+        let attr = core.settled_attr(attr).await?;
+        Ok(self.entry(attr, true))
+    }
+
+    /// Removes a name: of a directory if `dir`, else of anything else.
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn remove(&self, cred: Cred, parent: InodeId, name: Bytes, dir: bool) -> Res<()> {
+        let core = &self.0;
+        let id = core.settle_name(&cred, parent, &name).await;
+        let left = core.backend.remove(cred, parent, name.clone(), dir).await?;
+        core.recent.unnamed(parent, &name);
+        core.concerned(id, parent, left);
+        Ok(())
+    }
+
+    /// Renames.
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn rename(
+        &self,
+        cred: Cred,
+        from: (InodeId, Bytes),
+        to: (InodeId, Bytes),
+        mode: RenameMode,
+    ) -> Res<()> {
+        check_name(&from.1)?;
+        check_name(&to.1)?;
+        let core = &self.0;
+        let source = core.settle_name(&cred, from.0, &from.1).await;
+        let target = core.settle_name(&cred, to.0, &to.1).await;
+        let left = core
+            .backend
+            .rename(cred, from.clone(), to.clone(), mode)
+            .await?;
+        core.recent.unnamed(from.0, &from.1);
+        core.recent.unnamed(to.0, &to.1);
+        for attr in &left {
+            core.recent.moved(attr.gfid.id);
+        }
+        core.concerned(source, from.0, left);
+        core.concerned(target, to.0, Vec::new());
+        Ok(())
+    }
+
+    /// Gives an inode another name.
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn link(&self, cred: Cred, id: InodeId, parent: InodeId, name: Bytes) -> Res<Entry> {
+        check_name(&name)?;
+        let core = &self.0;
+        core.settle_id(id).await;
+        let attr = core.backend.link(cred, id, parent, name.clone()).await?;
+        core.recent.named(parent, &name, &attr);
+        core.outdated(parent);
+        let attr = core.settled_attr(attr).await?;
+        Ok(self.entry(attr, true))
+    }
+
+    /// Opens a directory; only this client's own memory is touched.
+    pub fn open_dir(&self, cred: Cred, id: InodeId) -> u64 {
+        self.0.add_handle(id, libc::O_DIRECTORY, cred, |_| ()).0
+    }
+
+    /// The directory that holds `dir`, as a listing shows it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn dir_parent(&self, dir: InodeId) -> Res<InodeId> {
+        if dir == InodeId::ROOT {
+            return Ok(dir);
+        }
+        match self.0.recent.parent(dir) {
+            Some(parent) => Ok(parent),
+            None => self.0.backend.parent(dir).await,
+        }
+    }
+
+    /// Entries with offsets above `after`, with attributes if `plus`: as many as are at hand or come with one
+    /// request. What the caller has no room for it gives back with [`Self::unread`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn readdir(&self, handle: u64, after: u64, plus: bool) -> Res<Piece> {
+        let core = &self.0;
+        let handle = core.handle(handle)?;
+        let now = core.now();
+        let buffered = handle.listing.lock().take();
+        let fits = |b: &Buffered| {
+            b.after == after && b.plus == plus && now.since(b.piece.at) <= LISTING_AGE
+        };
+        if let Some(buffered) = buffered.filter(fits) {
+            return Ok(buffered.piece);
+        }
+        let listing = core
+            .backend
+            .readdir(handle.node.id, after, LISTING, plus)
+            .await?;
+        let mut piece = Piece {
+            entries: listing.entries,
+            end: listing.end,
+            at: now,
+        };
+        if plus {
+            core.complete(&mut piece.entries).await;
+        }
+        Ok(piece)
+    }
+
+    /// Keeps the rest of a piece for the call that goes on behind offset `after`.
+    pub fn unread(&self, handle: u64, after: u64, plus: bool, piece: Piece) {
+        if piece.entries.is_empty() && !piece.end {
+            return;
+        }
+        if let Ok(handle) = self.0.handle(handle) {
+            *handle.listing.lock() = Some(Buffered { after, plus, piece });
+        }
+    }
+}
+
+impl<B: Backend> Core<B> {
+    /// Gives every entry the attributes to show; asks for those that did not come along. What is gone stays without.
+    async fn complete(&self, entries: &mut [DirEntry]) {
+        let missing = entries.iter_mut().filter_map(|entry| {
+            entry.attr = entry.attr.and_then(|attr| self.arrived(attr));
+            entry.attr.is_none().then_some(entry)
+        });
+        let asks = missing.map(|entry| async {
+            entry.attr = self.fetch_attr(entry.gfid.id).await.ok();
+        });
+        futures_util::future::join_all(asks).await;
+    }
+
+    /// Before a name changes, what is held of its inode is sent. Gives the inode, where it is known.
+    async fn settle_name(
+        self: &Arc<Self>,
+        cred: &Cred,
+        parent: InodeId,
+        name: &Bytes,
+    ) -> Option<InodeId> {
+        let held = self.held.load(std::sync::atomic::Ordering::Relaxed) > 0;
+        let id = match self.recent.lookup(parent, name) {
+            Some(id) => id,
+            None if held => {
+                let found = self.backend.lookup(cred.clone(), parent, name.clone());
+                found.await.ok()?.attr.gfid.id
+            }
+            None => return None,
+        };
+        if held {
+            self.settle_id(id).await;
+        }
+        Some(id)
+    }
+
+    /// An inode's names or a directory's entries changed: its attributes are asked for before they are shown again.
+    fn outdated(&self, id: InodeId) {
+        if let Some(node) = self.node(id) {
+            node.state.lock().outdated();
+        }
+    }
+
+    /// A name changed: its inode, its directory, and the attributes that came with the answer.
+    fn concerned(&self, id: Option<InodeId>, parent: InodeId, left: Vec<Attr>) {
+        self.outdated(parent);
+        if let Some(id) = id {
+            self.outdated(id);
+        }
+        for attr in left {
+            self.arrived(attr);
+        }
+    }
+}
+
+fn check_name(name: &[u8]) -> Res<()> {
+    if name.len() > MAX_NAME {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    Ok(())
+}
