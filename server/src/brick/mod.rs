@@ -3,9 +3,7 @@
 mod api;
 mod storage;
 
-pub use self::api::{
-    BrickConfig, CallReply, Completions, Message, Outbox, StageReply,
-};
+pub use self::api::{BrickConfig, CallReply, Completions, Message, Outbox, StageReply};
 pub use self::storage::{Extra, FlushDone, HeldStage, NEWEST, ReadDone, StageDone, Storage};
 
 use std::sync::Arc;
