@@ -1,1 +1,5 @@
-//! The daemon: threads, transport, sockets.
+//! The daemon: threads, sockets and what lies between them and the bricks.
+
+pub mod api;
+pub mod data_dir;
+pub mod enrolment;

@@ -1,0 +1,178 @@
+//! The daemon's data directory: mode 0700, one daemon at a time, and who this node is.
+//!
+//! ```text
+//! lock            held while a daemon runs
+//! identity        cluster=UUID, node=UUID
+//! tls/            the cluster's authority and this node's certificate
+//! control.redb    the control plane's state
+//! mortard.sock    hands certificates to root and to the daemon's user
+//! ```
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use mortar_protocol::env_real::random_id;
+use mortar_protocol::ids::{ClusterId, NodeId};
+use mortar_protocol::transport::tls::{
+    Authority, Credentials, TlsError, make_private_dir, write_private,
+};
+use rustix::fs::{FlockOperation, flock};
+
+/// Why a data directory cannot be used. Each prints as one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another daemon uses it.
+    #[error("{0} is used by another mortard; stop that one first, or name another --data-dir")]
+    Taken(PathBuf),
+    /// It belongs to somebody else, or others may enter it.
+    #[error(
+        "{path} must belong to uid {uid} and nobody else may enter it: chown {uid} and chmod 700 it"
+    )]
+    NotPrivate {
+        /// The directory.
+        path: PathBuf,
+        /// The daemon's uid.
+        uid: u32,
+    },
+    /// A file cannot be read or written.
+    #[error("{0}: {1}")]
+    File(PathBuf, std::io::Error),
+    /// The identity is damaged.
+    #[error("{0} does not name a cluster and a node; restore it from a copy")]
+    Identity(PathBuf),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// An open data directory. The lock is given back when it is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    /// Where it is, absolute.
+    pub path: PathBuf,
+    /// The cluster this node belongs to.
+    pub cluster: ClusterId,
+    /// This node.
+    pub node: NodeId,
+    /// The cluster's certificate authority.
+    pub authority: Authority,
+    /// This node's certificate.
+    pub credentials: Credentials,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Opens the directory; makes it and the node's identity if they are not there.
+    ///
+    /// # Errors
+    /// See [`DataDirError`].
+    pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        make_private_dir(path)?;
+        let file_error = |path: &Path| {
+            let path = path.to_owned();
+            move |error| DataDirError::File(path, error)
+        };
+        let path = path.canonicalize().map_err(file_error(path))?;
+        let meta = path.metadata().map_err(file_error(&path))?;
+        let uid = rustix::process::geteuid().as_raw();
+        if meta.uid() != uid || meta.mode() & 0o077 != 0 {
+            return Err(DataDirError::NotPrivate { path, uid });
+        }
+        let lock_path = path.join("lock");
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&lock_path)
+            .map_err(file_error(&lock_path))?;
+        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            return Err(if error == rustix::io::Errno::WOULDBLOCK {
+                DataDirError::Taken(path)
+            } else {
+                DataDirError::File(lock_path, error.into())
+            });
+        }
+        let (cluster, node) = identity(&path.join("identity"))?;
+        let tls = path.join("tls");
+        let authority = Authority::load_or_create(&tls, cluster)?;
+        let credentials = authority.node_credentials(&tls, node)?;
+        Ok(Self {
+            path,
+            cluster,
+            node,
+            authority,
+            credentials,
+            _lock: lock,
+        })
+    }
+}
+
+fn identity(path: &Path) -> Result<(ClusterId, NodeId), DataDirError> {
+    let mut text = String::new();
+    match File::open(path) {
+        Ok(file) => {
+            file.take(4096)
+                .read_to_string(&mut text)
+                .map_err(|error| DataDirError::File(path.to_owned(), error))?;
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let (cluster, node) = (ClusterId(random_id()), NodeId(random_id()));
+            write_private(path, &format!("cluster={cluster}\nnode={node}\n"))?;
+            return Ok((cluster, node));
+        }
+        Err(error) => return Err(DataDirError::File(path.to_owned(), error)),
+    }
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+    };
+    let cluster = field("cluster").and_then(|text| text.parse().ok());
+    let node = field("node").and_then(|text| text.parse().ok());
+    match (cluster, node) {
+        (Some(cluster), Some(node)) => Ok((cluster, node)),
+        _ => Err(DataDirError::Identity(path.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn keeps_its_identity_and_one_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let first = DataDir::open(&path).unwrap();
+        let (cluster, node) = (first.cluster, first.node);
+        assert!(matches!(
+            DataDir::open(&path),
+            Err(DataDirError::Taken(taken)) if taken == first.path
+        ));
+        let credentials = first.credentials.clone();
+        drop(first);
+        let again = DataDir::open(&path).unwrap();
+        assert_eq!((again.cluster, again.node), (cluster, node));
+        assert_eq!(again.credentials, credentials);
+    }
+
+    #[test]
+    fn refuses_open_directories_and_damaged_identities() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        drop(DataDir::open(&path).unwrap());
+        std::fs::write(path.join("identity"), "cluster=1\n").unwrap();
+        assert!(matches!(
+            DataDir::open(&path),
+            Err(DataDirError::Identity(_))
+        ));
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        assert!(matches!(
+            DataDir::open(&path),
+            Err(DataDirError::NotPrivate { .. })
+        ));
+    }
+}
