@@ -53,7 +53,8 @@ pub enum Effect {
         /// crc32 of each block.
         crcs: Vec<u32>,
     },
-    /// Makes a range read as zeros and gives whole blocks in it back; unaligned ends are zeroed in place.
+    /// Makes a range read as zeros and gives whole blocks in it back; unaligned ends are zeroed in place (where there is
+    /// a hole, it stays one).
     Punch {
         /// Where.
         object: Object,
@@ -75,7 +76,7 @@ pub enum Effect {
         zero: bool,
     },
     /// Makes the blocks of a range refer to the same data as another object's (reference-counted). Both offsets and
-    /// the length are block-aligned.
+    /// the length are block-aligned, and every block of the source range has data.
     Share {
         /// Source.
         from: Object,

@@ -49,6 +49,14 @@ pub struct Cut {
     pub count: u64,
 }
 
+impl Cut {
+    /// The cut of a file that is gone for good: its shards are never written again.
+    pub const GONE: Self = Self {
+        opening: Opening(u64::MAX),
+        count: u64::MAX,
+    };
+}
+
 /// What a file operation does.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum Fop {
@@ -59,7 +67,8 @@ pub enum Fop {
         /// Name.
         name: Bytes,
     },
-    /// Attributes. Answer: [`Reply::Attr`].
+    /// Attributes. Answer: [`Reply::Attr`], or [`Reply::DirAttr`] for a directory whose mtime was set by hand together
+    /// with [`InodeOp::DirTimes`]. ESTALE if the inode is not there (so for every fop that names an inode by id).
     GetAttr {
         /// Inode.
         id: InodeId,
@@ -116,7 +125,8 @@ pub enum Fop {
         /// The cut the client knows.
         cut: Cut,
     },
-    /// Next data or hole in a shard. Answer: [`Reply::Seek`].
+    /// Next data or hole in a shard. Answer: [`Reply::Seek`]. In shard 0 offsets at or beyond the file's size are never
+    /// answered: the hole at the end of the file is the client's to add.
     Seek {
         /// File.
         id: InodeId,
@@ -127,7 +137,7 @@ pub enum Fop {
         /// Look for a hole (else for data).
         hole: bool,
     },
-    /// Attributes and, for a regular file of up to [`crate::limits::OPEN_DATA_MAX`] bytes whose change counter is not
+    /// ESTALE for an unlinked file that this session has let go. Attributes and, for a regular file of up to [`crate::limits::OPEN_DATA_MAX`] bytes whose change counter is not
     /// `known`, its contents. Answer: [`Reply::Opened`].
     Open {
         /// File.
@@ -147,7 +157,8 @@ pub enum Fop {
     },
     /// The lock that would conflict. Answer: [`Reply::Lock`].
     LockTest(LockRequest),
-    /// Waits until a queued lock is granted (answered after at most 1 s either way). Answer: [`Reply::Locked`].
+    /// Waits until a queued lock is granted (answered after at most 1 s either way). Answer: [`Reply::Locked`];
+    /// `Busy`: it is neither held nor queued (withdrawn, or the session ended).
     LockWait(LockRequest),
     /// How a transaction stands on its deciding set. Answer: [`Reply::Txn`].
     TxnState {
@@ -155,7 +166,8 @@ pub enum Fop {
         txn: TxnId,
     },
     /// Renews the session on this set. `open` names the unlinked inodes (of those the set told about in
-    /// [`Reply::Renewed`]) that this client still holds open. Answer: [`Reply::Renewed`].
+    /// [`Reply::Renewed`]) that this client still holds open; they stay. A removed directory counts as released once
+    /// the client treats it as removed. Answer: [`Reply::Renewed`].
     Renew {
         /// Orphans that are open here.
         open: Vec<InodeId>,
@@ -188,7 +200,8 @@ pub enum Fop {
         /// Time of the change.
         time: Time,
     },
-    /// Second step, on the deciding set: does its own share and records the decision. Answer: [`Reply::Parts`].
+    /// Second step, on the deciding set: does its own share and records the decision. Answer: [`Reply::Parts`] (empty if
+    /// it was decided before); EAGAIN if somebody aborted it: start again as a new transaction.
     Decide {
         /// The transaction.
         txn: TxnId,
@@ -204,12 +217,14 @@ pub enum Fop {
         /// The transaction.
         txn: TxnId,
     },
-    /// On the deciding set: records "aborted" unless decided; elsewhere: drops the intent. Answer: [`Reply::Txn`].
+    /// On the deciding set: records "aborted" unless decided; elsewhere: drops the intent (or refuses one that comes
+    /// later). Ask the deciding set first. Answer: [`Reply::Txn`].
     Abort {
         /// The transaction.
         txn: TxnId,
     },
-    /// On the deciding set, once all shares are done and flushed: drops the decision record. Answer: [`Reply::Done`].
+    /// Once all shares are done and flushed: drops the record of the decision, or of the abort (only the session of the
+    /// transaction does that, when none of its requests is under way any more). Answer: [`Reply::Done`].
     Forget {
         /// The transaction.
         txn: TxnId,
@@ -369,24 +384,27 @@ pub enum Part {
         /// Whether the client itself holds it open.
         held_open: bool,
     },
-    /// Removes this set's part of a directory for good; ENOTEMPTY if it has entries. On the inode's set the inode
-    /// goes too (or becomes an orphan as with [`Part::LinkRemove`]).
+    /// Removes this set's part of a directory for good; ENOTEMPTY if it has entries, ENOTDIR if it is none, EBUSY for
+    /// the root. On the inode's set the inode goes too (or becomes an orphan as with [`Part::LinkRemove`]).
     DirClose {
         /// Directory.
         dir: InodeId,
         /// Whether the client itself holds it open.
         held_open: bool,
     },
-    /// Checks that a directory's recorded parent is still this one (for moves of directories: no cycles).
+    /// Checks that a directory's recorded parent is still this one (for moves of directories: no cycles; EAGAIN if it
+    /// is another). It locks nothing: moves of directories hold [`Part::TreeLock`].
     ParentIs {
         /// Directory.
         dir: InodeId,
         /// Its parent.
         parent: InodeId,
     },
-    /// Locks the volume's directory tree against other moves of directories (an intent on the root's record).
+    /// Locks the volume's directory tree against other moves of directories, on the set of the root's record. Within one
+    /// [`Fop::Commit`] it only checks that no transaction holds the lock.
     TreeLock,
-    /// Cuts the shards of a file on this set: drops data from `size` on and refuses requests with an older cut.
+    /// Cuts the shards of a file on a set that does not have its inode: drops data from `size` on and refuses requests
+    /// with an older cut. With [`Cut::GONE`] and size 0 on behalf of [`Reply::Renewed`]'s `garbage`.
     ShardCut {
         /// File.
         id: InodeId,
@@ -397,18 +415,26 @@ pub enum Part {
         /// The new cut number.
         cut: Cut,
     },
-    /// On the inode's set: sets size and cut number, drops what lies beyond in shard 0, applies `set`.
+    /// On the inode's set: sets size and cut number, drops what lies beyond in all shards here, applies `set`. mtime and
+    /// ctime become the change's time.
     InodeCut {
         /// File.
         id: InodeId,
         /// New size, in bytes.
         size: u64,
-        /// The new cut number; must be greater than the recorded one.
+        /// The new cut number; must be greater than the one [`Reply::Attr`] tells (EAGAIN otherwise): the same opening,
+        /// count + 1.
         cut: Cut,
         /// Attribute changes that go with it.
         set: SetAttr,
         /// Blocks (512 bytes) that the other sets give back.
         other_blocks: u64,
+    },
+    /// On the inode's set: removes an unlinked file of several shards (one of [`Reply::Renewed`]'s `garbage`) after its
+    /// shards on all other sets were cut with [`Cut::GONE`]. Nothing happens if it is gone.
+    Purge {
+        /// File.
+        id: InodeId,
     },
 }
 
@@ -441,7 +467,9 @@ pub enum XattrMode {
 /// One change of an inode.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum InodeOp {
-    /// Writes the next `len` bytes of the body. Raises the size if the inode lies here and `shard` is 0 … or `Extend` says so.
+    /// Writes the next `len` bytes of the body. Raises the size if `shard` is 0; for other shards an [`InodeOp::Extend`]
+    /// goes to the inode's set first. Like every change of data it clears `security.capability`, and makes mtime and
+    /// ctime the change's time.
     Write {
         /// Shard.
         shard: u32,
@@ -455,7 +483,7 @@ pub enum InodeOp {
         /// Length.
         len: u32,
     },
-    /// Attaches a stage of whole blocks.
+    /// Attaches a stage of whole blocks. Raises the size like a write.
     Attach {
         /// Shard.
         shard: u32,
@@ -466,17 +494,19 @@ pub enum InodeOp {
         /// Length in bytes, a multiple of 4,096.
         len: u32,
     },
-    /// Raises the file's size to at least this.
+    /// Raises the file's size to at least this; mtime and ctime become the change's time.
     Extend {
         /// Size in bytes.
         size: u64,
     },
-    /// Sets the size of a file that never had a second shard (others need a transaction of `InodeCut` and `ShardCut`).
+    /// Sets the size of a file that never had a second shard (EAGAIN otherwise: look again; those need a transaction of
+    /// `InodeCut` and `ShardCut`).
     Truncate {
         /// Size in bytes.
         size: u64,
     },
-    /// Reserves space; `zero` also zeroes what is there.
+    /// Reserves space for every block that the range touches; `zero` also zeroes what is there. The size stays:
+    /// `Extend` goes with it where it is to grow.
     Reserve {
         /// Shard.
         shard: u32,
@@ -496,7 +526,10 @@ pub enum InodeOp {
         /// Length.
         len: u64,
     },
-    /// Copies from a file on the same set (by reference where block-aligned).
+    /// Copies from a file on the same set, by reference where both offsets are equal modulo a block. The source is read as
+    /// it was before this request. EOPNOTSUPP where more than [`crate::limits::MAX_INLINE`] bytes had to be copied
+    /// bytewise, or the source is too fragmented; EINVAL if the ranges overlap within one shard. Raises the size like a
+    /// write.
     CopyFrom {
         /// Source file.
         from: InodeId,
@@ -513,7 +546,8 @@ pub enum InodeOp {
     },
     /// Changes attributes.
     SetAttr(SetAttr),
-    /// Sets an extended attribute. `system.posix_acl_access` also changes the permission bits.
+    /// Sets an extended attribute. `system.posix_acl_access` also changes the permission bits, and is not kept if it says
+    /// no more than these.
     SetXattr {
         /// Name.
         name: Bytes,
@@ -522,7 +556,7 @@ pub enum InodeOp {
         /// Create, replace or both.
         mode: XattrMode,
     },
-    /// Removes an extended attribute (ENODATA).
+    /// Removes an extended attribute (ENODATA, except that an absent ACL is no error).
     RemoveXattr {
         /// Name.
         name: Bytes,
@@ -534,6 +568,12 @@ pub enum InodeOp {
     },
     /// The data has changed (on another set): mtime and ctime become the change's time.
     Modified,
+    /// Beside a `SetAttr` of a directory's mtime where the volume has several sets: the time holds until a part of the
+    /// directory changes.
+    DirTimes {
+        /// Sum of the change counters of the parts on the other sets.
+        others: u64,
+    },
 }
 
 /// Kind of a lock. fuser does not tell flock from fcntl locks, so owners tell them apart.
@@ -543,7 +583,8 @@ pub enum LockKind {
     Read,
     /// Exclusive.
     Write,
-    /// Release.
+    /// Release. With `wait` set: withdraw the queued request of this owner and range; outcome `Busy` if it was withdrawn
+    /// (or never known), `Granted` if it is held by now.
     Unlock,
 }
 
@@ -647,7 +688,7 @@ pub enum Reply {
         /// The inode belongs to this set but is not there (the name then dangles).
         missing: bool,
     },
-    /// Attributes, and the file's cut number.
+    /// Attributes, and the file's cut number. A directory's come with this set's part merged in.
     Attr(Attr, Cut),
     /// This set's part of a directory.
     DirPart {
@@ -716,8 +757,11 @@ pub enum Reply {
     Txn(TxnStatus),
     /// The session is alive; orphans the set wants to hear about (is one of them open at your side?).
     Renewed {
-        /// Orphans.
+        /// Unlinked inodes and removed directories.
         orphans: Vec<InodeId>,
+        /// Unlinked files of several shards that nobody holds open any more, with their sizes: whoever reads this cuts
+        /// their shards on the other sets ([`Part::ShardCut`] to 0 with [`Cut::GONE`]), then sends [`Part::Purge`].
+        garbage: Vec<(InodeId, u64)>,
     },
     /// Attributes after a namespace change: one for each `InodeNew`, `LinkAdd`, `LinkMove`, `LinkRemove` and
     /// `InodeCut` of an inode that still exists, in order.
@@ -732,6 +776,16 @@ pub enum Reply {
         appended_at: Option<u64>,
         /// Blocks (512 bytes) allocated here by this change (negative: given back), if the inode lies elsewhere.
         blocks: i64,
+    },
+    /// Attributes of a directory whose mtime was set by hand: they hold while the change counters of its parts on the
+    /// other sets add up to `others`, else its mtime and ctime are the latest of its parts' and `otherwise`.
+    DirAttr {
+        /// Attributes, with this set's part merged in.
+        attr: Attr,
+        /// Sum of the counters of the parts on the other sets when the time was set.
+        others: u64,
+        /// What mtime is without the time set by hand.
+        otherwise: Time,
     },
 }
 
