@@ -11,5 +11,6 @@ pub mod namespace;
 pub mod node;
 pub mod setlog;
 pub mod store;
+pub mod superblock;
 pub mod tree;
 pub mod wal;
