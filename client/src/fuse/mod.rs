@@ -1,1 +1,804 @@
-//! The FUSE mount.
+//! The FUSE mount: fuser's callbacks over a [`Vfs`].
+//!
+//! What the Vfs can answer from its own memory is answered on the thread that took the request from the kernel.
+//! Everything else becomes one task on the thread that drives the connections, which answers the kernel itself.
+
+mod caller;
+mod convert;
+mod kernel;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use mortar_protocol::attr::{Attr, FileKind, SetAttr};
+use mortar_protocol::error::Errno;
+use mortar_protocol::fop::{DirEntry, LockRequest, XattrMode};
+use mortar_protocol::ids::InodeId;
+
+use crate::vfs::{Backend, Entry, NewInode, OpenFile, Piece, RenameMode, Res, Vfs, WriteHow};
+use caller::Caller;
+use convert::{attr, cred, errno, id};
+pub use kernel::Caches;
+
+/// Most bytes of one copy_file_range; the kernel asks again for the rest.
+const MAX_COPY: u64 = 64 << 20;
+/// Space is shown in blocks of this size.
+const STATFS_BLOCK: u64 = 4_096;
+
+/// A [`Vfs`] as a file system of the kernel's.
+pub struct Adapter<B> {
+    vfs: Vfs<B>,
+    /// Whether files opened with O_DIRECT may bypass the page cache altogether and still be mapped.
+    direct: bool,
+}
+
+impl<B: Backend> Adapter<B> {
+    /// An adapter of `vfs`.
+    pub fn new(vfs: Vfs<B>) -> Self {
+        Self { vfs, direct: false }
+    }
+
+    /// Runs a task where the connections are driven.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.vfs.env().spawn(Box::pin(task));
+    }
+
+    fn open_flags(&self, file: &OpenFile) -> FopenFlags {
+        let mut flags = FopenFlags::empty();
+        if file.keep_pages {
+            flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        if file.direct && self.direct {
+            flags |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        }
+        flags
+    }
+}
+
+fn bytes(name: &OsStr) -> Bytes {
+    Bytes::copy_from_slice(name.as_bytes())
+}
+
+fn generation(attr: &Attr) -> Generation {
+    Generation(attr.gfid.generation)
+}
+
+fn reply_entry(reply: ReplyEntry, result: Res<Entry>) {
+    match result {
+        Ok(entry) => reply.entry_with_ttls(
+            &entry.attr_ttl,
+            &entry.entry_ttl,
+            &attr(&entry.attr),
+            generation(&entry.attr),
+        ),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, result: Res<(Attr, Duration)>) {
+    match result {
+        Ok((found, ttl)) => reply.attr(&ttl, &attr(&found)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_empty(reply: ReplyEmpty, result: Res<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_data(reply: ReplyData, result: Res<Bytes>) {
+    match result {
+        Ok(data) => reply.data(&data),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_written(reply: ReplyWrite, len: u32, result: Res<()>) {
+    match result {
+        Ok(()) => reply.written(len),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Answers getxattr and listxattr: the size alone if none was given.
+fn reply_xattr(reply: ReplyXattr, size: u32, result: Res<Bytes>) {
+    match result {
+        Ok(value) if size == 0 => reply.size(value.len() as u32),
+        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
+        Ok(value) => reply.data(&value),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Fills a listing through `add`, which says when there is no room, and gives back what did not fit.
+async fn list<B: Backend>(
+    vfs: &Vfs<B>,
+    (dir, handle): (InodeId, u64),
+    offset: u64,
+    plus: bool,
+    mut add: impl FnMut(&DirEntry) -> bool,
+) -> Res<()> {
+    let dot = |name: &'static [u8], inode: InodeId, offset| DirEntry {
+        name: Bytes::from_static(name),
+        gfid: mortar_protocol::ids::Gfid {
+            id: inode,
+            generation: 0,
+        },
+        kind: FileKind::Dir,
+        offset,
+        attr: None,
+    };
+    let read = vfs.readdir(handle, offset.max(2), plus);
+    let mut piece: Piece = if offset < 2 {
+        let (above, piece) = futures_util::future::join(vfs.dir_parent(dir), read).await;
+        // A directory that was removed has nothing above it any more.
+        let above = above.unwrap_or(dir);
+        if offset == 0 && add(&dot(b".", dir, 1)) || add(&dot(b"..", above, 2)) {
+            return Ok(());
+        }
+        piece?
+    } else {
+        read.await?
+    };
+    let mut after = offset.max(2);
+    let mut taken = 0;
+    for entry in &piece.entries {
+        if add(entry) {
+            break;
+        }
+        after = entry.offset;
+        taken += 1;
+    }
+    piece.entries.drain(..taken);
+    vfs.unread(handle, after, plus, piece);
+    Ok(())
+}
+
+impl<B: Backend> Filesystem for Adapter<B> {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        self.direct = kernel::negotiate(config);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        let (done, wait) = std::sync::mpsc::channel();
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            vfs.flush_all().await;
+            // The receiver waits below.
+            let _ = done.send(());
+        });
+        // An error means that the task was dropped with its runtime: there is nobody left to send anything.
+        let _ = wait.recv();
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        self.spawn(async move {
+            let result = vfs.lookup(cred, id(parent), name).await;
+            let ttl = vfs.options().negative_ttl;
+            if matches!(result, Err(Errno::ENOENT)) && !ttl.is_zero() {
+                let none = convert::bare_attr(InodeId(0), FileKind::File);
+                return reply.entry(&ttl, &none, Generation(0));
+            }
+            reply_entry(reply, result);
+        });
+    }
+
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        if let Some(found) = self.vfs.try_getattr(id(ino)) {
+            return reply_attr(reply, Ok(found));
+        }
+        let vfs = self.vfs.clone();
+        self.spawn(async move { reply_attr(reply, vfs.getattr(id(ino)).await) });
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let now = self.vfs.env().wall();
+        let mut set = SetAttr {
+            perm: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            atime: atime.map(|time| convert::time(time, now)),
+            mtime: mtime.map(|time| convert::time(time, now)),
+            ctime: None,
+            kill_suid: false,
+        };
+        // The kernel leaves clearing of setuid and setgid to us: on a change of the owner (also to the one it has,
+        // which arrives as no change at all), and on truncation by somebody who may not keep them.
+        let nothing = set == SetAttr::default() && size.is_none();
+        let owner = uid.is_some() || gid.is_some() || nothing;
+        set.kill_suid = owner || size.is_some() && request.uid() != 0;
+        let cred = cred(request);
+        if size.is_none_or(|size| size <= mortar_protocol::limits::MAX_FILE_SIZE)
+            && let Some(done) = self.vfs.try_setattr(&cred, id(ino), set.clone(), size)
+        {
+            return reply_attr(reply, done);
+        }
+        let vfs = self.vfs.clone();
+        self.spawn(async move { reply_attr(reply, vfs.setattr(cred, id(ino), set, size).await) });
+    }
+
+    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move { reply_data(reply, vfs.readlink(id(ino)).await) });
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = convert::kind_of_mode(mode) else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        let new = NewInode {
+            kind,
+            perm: mode & 0o7777,
+            umask,
+            rdev,
+            target: Bytes::new(),
+        };
+        self.make(request, parent, name, new, reply);
+    }
+
+    fn mkdir(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let new = NewInode {
+            kind: FileKind::Dir,
+            perm: mode & 0o7777,
+            umask,
+            rdev: 0,
+            target: Bytes::new(),
+        };
+        self.make(request, parent, name, new, reply);
+    }
+
+    fn symlink(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let new = NewInode {
+            kind: FileKind::Symlink,
+            perm: 0o777,
+            umask: 0,
+            rdev: 0,
+            target: bytes(target.as_os_str()),
+        };
+        self.make(request, parent, link_name, new, reply);
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(request, parent, name, false, reply);
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        self.remove(request, parent, name, true, reply);
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            flags if flags.is_empty() => RenameMode::Replace,
+            RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
+            RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        let from = (id(parent), bytes(name));
+        let to = (id(newparent), bytes(newname));
+        self.spawn(async move { reply_empty(reply, vfs.rename(cred, from, to, mode).await) });
+    }
+
+    fn link(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(newname));
+        self.spawn(async move {
+            reply_entry(reply, vfs.link(cred, id(ino), id(newparent), name).await);
+        });
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        let adapter = self.share();
+        self.spawn(async move {
+            match vfs.open(cred, id(ino), flags.0).await {
+                Ok(file) => reply.opened(FileHandle(file.handle), adapter.open_flags(&file)),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let direct = flags.0 & libc::O_DIRECT != 0;
+        if !direct && let Some(data) = self.vfs.try_read(fh.0, offset, size) {
+            return reply_data(reply, data);
+        }
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            let result = match direct {
+                true => vfs.read_direct(fh.0, offset, size).await,
+                false => vfs.read(fh.0, offset, size).await,
+            };
+            reply_data(reply, result);
+        });
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let how = WriteHow {
+            flags: flags.0,
+            mapped: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            kill_suid: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        let len = data.len() as u32;
+        if let Some(done) = self.vfs.try_write(fh.0, offset, data, how) {
+            return reply_written(reply, len, done);
+        }
+        let (vfs, data) = (self.vfs.clone(), Bytes::copy_from_slice(data));
+        self.spawn(async move {
+            reply_written(reply, len, vfs.write(fh.0, offset, data, how).await);
+        });
+    }
+
+    fn flush(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(done) = self.vfs.try_flush(fh.0, lock_owner.0) {
+            return reply_empty(reply, done);
+        }
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        self.spawn(async move { reply_empty(reply, vfs.flush(cred, fh.0, lock_owner.0).await) });
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let Some(owner) = lock_owner else {
+            self.vfs.drop_handle(fh.0);
+            return reply.ok();
+        };
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        self.spawn(async move {
+            vfs.release(cred, fh.0, Some(owner.0)).await;
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _: &Request, _ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move { reply_empty(reply, vfs.fsync(fh.0).await) });
+    }
+
+    fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let handle = self.vfs.open_dir(cred(request), id(ino));
+        reply.opened(FileHandle(handle), FopenFlags::empty());
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            let add = |entry: &DirEntry| {
+                let ino = INodeNo(entry.gfid.id.0);
+                let name = OsStr::from_bytes(&entry.name);
+                reply.add(ino, entry.offset, convert::kind(entry.kind), name)
+            };
+            match list(&vfs, (id(ino), fh.0), offset, false, add).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            let ttl = vfs.options().attr_ttl.min(vfs.options().entry_ttl);
+            let add = |entry: &DirEntry| {
+                let (ttl, attr) = match &entry.attr {
+                    Some(found) => (ttl, attr(found)),
+                    None => (
+                        Duration::ZERO,
+                        convert::bare_attr(entry.gfid.id, entry.kind),
+                    ),
+                };
+                let name = OsStr::from_bytes(&entry.name);
+                let generation = Generation(entry.gfid.generation);
+                reply.add(attr.ino, entry.offset, name, &ttl, &attr, generation)
+            };
+            match list(&vfs, (id(ino), fh.0), offset, true, add).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn releasedir(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.vfs.drop_handle(fh.0);
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move { reply_empty(reply, vfs.fsync_dir(id(ino)).await) });
+    }
+
+    fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            match vfs.statfs().await {
+                Ok(space) => {
+                    let blocks = |bytes: u64| bytes / STATFS_BLOCK;
+                    let free_inodes = blocks(space.free);
+                    reply.statfs(
+                        blocks(space.total),
+                        blocks(space.free),
+                        blocks(space.avail),
+                        space.inodes + free_inodes,
+                        free_inodes,
+                        STATFS_BLOCK as u32,
+                        mortar_protocol::limits::MAX_NAME as u32,
+                        STATFS_BLOCK as u32,
+                    );
+                }
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        let (name, value) = (bytes(name), Bytes::copy_from_slice(value));
+        self.spawn(async move {
+            reply_empty(reply, vfs.setxattr(cred, id(ino), name, value, mode).await);
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.vfs.has_no_xattr(id(ino)) {
+            return reply.error(fuser::Errno::NO_XATTR);
+        }
+        let (vfs, name) = (self.vfs.clone(), bytes(name));
+        self.spawn(async move { reply_xattr(reply, size, vfs.getxattr(id(ino), name).await) });
+    }
+
+    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move { reply_xattr(reply, size, vfs.listxattr(id(ino)).await) });
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        self.spawn(async move { reply_empty(reply, vfs.removexattr(cred, id(ino), name).await) });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        let adapter = self.share();
+        self.spawn(async move {
+            let mode = (mode & 0o7777, umask);
+            match vfs.create(cred, id(parent), name, mode, flags).await {
+                Ok((made, file)) => reply.created(
+                    &vfs.options().attr_ttl.min(vfs.options().entry_ttl),
+                    &attr(&made),
+                    generation(&made),
+                    FileHandle(file.handle),
+                    adapter.open_flags(&file),
+                ),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let Some(ask) = lock_request(ino, lock_owner, (start, end), typ, pid, false) else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        self.spawn(async move {
+            match vfs.test_lock(cred, ask).await {
+                Ok(Some(held)) => reply.locked(
+                    held.start,
+                    convert::kernel_lock_end(held.end),
+                    convert::lock_number(held.kind),
+                    held.pid,
+                ),
+                Ok(None) => reply.locked(0, 0, libc::F_UNLCK, 0),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let Some(ask) = lock_request(ino, lock_owner, (start, end), typ, pid, sleep) else {
+            return reply.error(fuser::Errno::EINVAL);
+        };
+        let (vfs, cred) = (self.vfs.clone(), cred(request));
+        let caller = Caller { pid: request.pid() };
+        self.spawn(async move { reply_empty(reply, vfs.lock(cred, ask, &caller).await) });
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            reply_empty(reply, vfs.fallocate(fh.0, offset, length, mode).await);
+        });
+    }
+
+    fn lseek(
+        &self,
+        _: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let hole = match whence {
+            libc::SEEK_DATA => false,
+            libc::SEEK_HOLE => true,
+            _ => return reply.error(fuser::Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(fuser::Errno::ENXIO);
+        };
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            match vfs.seek(fh.0, offset, hole).await {
+                Ok(found) => reply.offset(i64::try_from(found).unwrap_or(i64::MAX)),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let vfs = self.vfs.clone();
+        self.spawn(async move {
+            let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
+            match vfs.copy(from, to, len.min(MAX_COPY)).await {
+                Ok(copied) => reply.written(copied as u32),
+                Err(error) => reply.error(errno(error)),
+            }
+        });
+    }
+}
+
+impl<B: Backend> Adapter<B> {
+    /// The same adapter, for a task.
+    fn share(&self) -> Self {
+        Self {
+            vfs: self.vfs.clone(),
+            direct: self.direct,
+        }
+    }
+
+    fn make(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new: NewInode,
+        reply: ReplyEntry,
+    ) {
+        let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        self.spawn(async move {
+            reply_entry(reply, vfs.make(cred, id(parent), name, new).await);
+        });
+    }
+
+    fn remove(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        dir: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        self.spawn(async move {
+            reply_empty(reply, vfs.remove(cred, id(parent), name, dir).await);
+        });
+    }
+}
+
+fn lock_request(
+    ino: INodeNo,
+    owner: LockOwner,
+    (start, end): (u64, u64),
+    kind: i32,
+    pid: u32,
+    wait: bool,
+) -> Option<LockRequest> {
+    Some(LockRequest {
+        id: id(ino),
+        owner: owner.0,
+        start,
+        end: convert::lock_end(end),
+        kind: convert::lock_kind(kind)?,
+        pid,
+        wait,
+    })
+}

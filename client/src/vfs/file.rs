@@ -17,7 +17,7 @@ use super::held::Local;
 use super::node::Node;
 use super::{Core, Handle, Vfs};
 
-/// The extended attribute that holds a file's capabilities, which a write clears.
+/// The extended attributes that hold ACLs.
 const ACL_NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
 /// What the kernel is told of an opened file.
@@ -75,7 +75,7 @@ impl<B: Backend> Vfs<B> {
         let opened = core.backend.open(cred.clone(), id, known, data).await?;
         let now = core.now();
         let attr = opened.attr;
-        let (handle, ()) = core.add_handle(id, flags, cred.clone(), |state| {
+        let (handle, ()) = core.add_handle(id, cred.clone(), |state| {
             state.opened(attr, opened.data, now);
         });
         if truncate {
@@ -133,7 +133,7 @@ impl<B: Backend> Vfs<B> {
             Ok(attr) => {
                 let now = core.now();
                 core.recent.named(parent, &name, &attr);
-                let (handle, ()) = core.add_handle(attr.gfid.id, flags, cred, |state| {
+                let (handle, ()) = core.add_handle(attr.gfid.id, cred, |state| {
                     state.opened(attr, Some(Bytes::new()), now);
                 });
                 let direct = flags & libc::O_DIRECT != 0;
@@ -162,9 +162,6 @@ impl<B: Backend> Vfs<B> {
     pub fn try_read(&self, handle: u64, offset: u64, len: u32) -> Option<Res<Bytes>> {
         let core = &self.0;
         let handle = core.handle(handle).ok()?;
-        if handle.flags & libc::O_DIRECT != 0 {
-            return None;
-        }
         core.local_read(&handle, offset, len)
             .or_else(|| core.ahead_read(&handle, offset, len))
     }
@@ -178,10 +175,6 @@ impl<B: Backend> Vfs<B> {
         let core = &self.0;
         let handle = core.handle(handle)?;
         let node = handle.node.clone();
-        if handle.flags & libc::O_DIRECT != 0 {
-            core.settle(&node).await;
-            return core.backend.read(node.id, offset, len).await;
-        }
         if let Some(result) = core.local_read(&handle, offset, len) {
             return result;
         }
@@ -209,6 +202,17 @@ impl<B: Backend> Vfs<B> {
             return data;
         }
         core.backend.read(node.id, offset, len).await
+    }
+
+    /// Reads what the servers have now, past everything known here (O_DIRECT).
+    ///
+    /// # Errors
+    ///
+    /// Those of the volume.
+    pub async fn read_direct(&self, handle: u64, offset: u64, len: u32) -> Res<Bytes> {
+        let handle = self.0.handle(handle)?;
+        self.0.settle(&handle.node).await;
+        self.0.backend.read(handle.node.id, offset, len).await
     }
 
     /// Holds a write, if it may be held and there is room.

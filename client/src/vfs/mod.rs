@@ -95,8 +95,6 @@ pub trait Kernel: Send + Sync + 'static {
 struct Handle {
     number: u64,
     node: Arc<Node>,
-    /// Flags of the open call.
-    flags: i32,
     /// Who opened it.
     cred: Cred,
     ahead: Mutex<Ahead>,
@@ -273,7 +271,6 @@ impl<B: Backend> Core<B> {
     fn add_handle<T>(
         &self,
         id: InodeId,
-        flags: i32,
         cred: Cred,
         then: impl FnOnce(&mut node::State) -> T,
     ) -> (u64, T) {
@@ -293,7 +290,6 @@ impl<B: Backend> Core<B> {
         let handle = Handle {
             number,
             node,
-            flags,
             cred,
             ahead: Mutex::default(),
             listing: Mutex::default(),
