@@ -175,9 +175,10 @@ pub enum Fop {
         released: Vec<InodeId>,
     },
 
-    /// Begins the session on this set (durably). Answer: [`Reply::Done`].
+    /// Begins the session on this set (durably). Number 0: may be repeated, the session's numbers are not touched.
+    /// [`Fault::UnknownSession`] if the session has ended. Answer: [`Reply::Done`].
     SessionBegin,
-    /// Ends the session on this set: its locks go, its orphans go. Answer: [`Reply::Done`].
+    /// Ends the session on this set: its locks go, its orphans go. Number 0, may be repeated. Answer: [`Reply::Done`].
     SessionEnd,
     /// Namespace changes, all or none. Answer: [`Reply::Parts`].
     Commit {
@@ -573,6 +574,12 @@ pub enum InodeOp {
     DirTimes {
         /// Sum of the change counters of the parts on the other sets.
         others: u64,
+    },
+    /// Raises the file's size by `len`; the old size is answered as `appended_at`. The client then writes there: an
+    /// append that does not fit into shard 0 or into one entry.
+    Grow {
+        /// Bytes.
+        len: u64,
     },
 }
 
