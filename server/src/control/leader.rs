@@ -1,0 +1,421 @@
+//! Leads the sets: takes the bricks' reports in, has views decided, makes them durable and tells the bricks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mortar_protocol::env::Mono;
+use mortar_protocol::ids::{BrickId, Epoch, SessionId, SetId, SetIndex, VolumeId};
+use mortar_protocol::report::{BrickEvent, FromBrick, SetShape, ToBrick};
+use mortar_protocol::view::{View, VolumeState};
+
+use super::machine::{Command, State, Volume};
+use super::store::{Control, ControlError};
+use super::views::{Configured, Scene, Seen};
+
+/// Rounds of decisions on one set before others get a turn: each follows from the one before.
+const ROUNDS: usize = 8;
+
+/// Takes orders to bricks, wherever they are.
+pub trait Orders: Send + Sync {
+    /// Sends an order; it may be lost, the brick reports again then.
+    fn order(&self, brick: BrickId, order: ToBrick);
+}
+
+/// Leads all sets of started volumes.
+pub struct Leader {
+    control: Arc<Control>,
+    orders: Arc<dyn Orders>,
+    seen: BTreeMap<SetId, Seen>,
+    /// Version of each volume that its bricks were told.
+    told: BTreeMap<VolumeId, u64>,
+}
+
+impl Leader {
+    /// A leader that has heard of nothing yet.
+    pub fn new(control: Arc<Control>, orders: Arc<dyn Orders>) -> Self {
+        Self {
+            control,
+            orders,
+            seen: BTreeMap::new(),
+            told: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in reports that arrived together.
+    ///
+    /// # Errors
+    /// If a decision cannot be made durable.
+    pub async fn reports(
+        &mut self,
+        reports: Vec<FromBrick>,
+        now: Mono,
+    ) -> Result<(), ControlError> {
+        let state = self.control.state();
+        let mut touched = BTreeSet::new();
+        let mut silent: BTreeMap<VolumeId, Vec<SessionId>> = BTreeMap::new();
+        for report in reports {
+            let Some((volume, views)) = state.set(report.set) else {
+                continue;
+            };
+            let index = report.set.index.0 as usize;
+            let configured = volume.info.sets[index]
+                .iter()
+                .any(|brick| brick.id == report.brick);
+            if !configured || volume.info.state != VolumeState::Started {
+                continue;
+            }
+            match &report.event {
+                BrickEvent::Started { .. } => {
+                    self.greet(volume, report.brick, report.set.index);
+                }
+                BrickEvent::SilentSessions { sessions } => {
+                    let list = silent.entry(report.set.volume).or_default();
+                    list.extend(sessions.iter().copied());
+                }
+                BrickEvent::Poisoned { reason } => {
+                    tracing::error!(brick = %report.brick, "the brick serves no more: {reason}");
+                }
+                _ => {}
+            }
+            // A brick that speaks of an older view has not heard of the newest.
+            if let (Some(epoch), Some(current)) = (epoch_of(&report.event), &views.current)
+                && epoch < current.epoch
+            {
+                self.orders
+                    .order(report.brick, ToBrick::View(current.clone()));
+            }
+            self.seen.entry(report.set).or_default().report(&report);
+            touched.insert(report.set);
+        }
+        for (volume, sessions) in silent {
+            self.end_sessions(volume, sessions).await?;
+        }
+        self.decide(touched, now).await
+    }
+
+    /// To be called every few hundred milliseconds: openings wait for members that do not answer.
+    ///
+    /// # Errors
+    /// If a decision cannot be made durable.
+    pub async fn tick(&mut self, now: Mono) -> Result<(), ControlError> {
+        let state = self.control.state();
+        self.seen.retain(|set, _| {
+            let volume = state.volumes.get(&set.volume);
+            volume.is_some_and(|volume| volume.info.state == VolumeState::Started)
+        });
+        let sets = self.seen.keys().copied().collect();
+        self.decide(sets, now).await
+    }
+
+    /// To be called after the control plane's state has changed: bricks learn of changed options.
+    pub fn changed(&mut self) {
+        let state = self.control.state();
+        self.told.retain(|id, _| state.volumes.contains_key(id));
+        for (id, volume) in &state.volumes {
+            let version = volume.info.version;
+            if self.told.insert(*id, version) == Some(version)
+                || volume.info.state != VolumeState::Started
+            {
+                continue;
+            }
+            for (index, set) in volume.info.sets.iter().enumerate() {
+                let shape = shape(volume, SetIndex(index as u32));
+                for brick in set {
+                    self.orders.order(brick.id, ToBrick::Shape(shape.clone()));
+                }
+            }
+        }
+    }
+
+    /// What a brick must know before it can be a member.
+    fn greet(&self, volume: &Volume, brick: BrickId, index: SetIndex) {
+        self.orders
+            .order(brick, ToBrick::Shape(shape(volume, index)));
+        self.orders.order(brick, sessions(volume));
+        if let Some(view) = &volume.sets[index.0 as usize].current {
+            self.orders.order(brick, ToBrick::View(view.clone()));
+        }
+    }
+
+    async fn end_sessions(
+        &self,
+        volume: VolumeId,
+        mut ended: Vec<SessionId>,
+    ) -> Result<(), ControlError> {
+        if let Some(known) = self.control.state().volumes.get(&volume) {
+            ended.retain(|session| known.sessions.contains_key(session));
+        }
+        ended.sort_unstable();
+        ended.dedup();
+        if !ended.is_empty() {
+            tracing::info!(?ended, "ends sessions that gave no sign of life");
+            let command = Command::EndSessions {
+                volume,
+                sessions: ended,
+            };
+            self.control.propose(command).await?;
+        }
+        // Also when they had ended already: a set that asks has not heard.
+        if let Some(volume) = self.control.state().volumes.get(&volume) {
+            for brick in volume.info.sets.iter().flatten() {
+                self.orders.order(brick.id, sessions(volume));
+            }
+        }
+        Ok(())
+    }
+
+    async fn decide(&mut self, mut sets: BTreeSet<SetId>, now: Mono) -> Result<(), ControlError> {
+        for _ in 0..ROUNDS {
+            let state = self.control.state();
+            let mut views = Vec::new();
+            sets.retain(|set| match self.decision(&state, *set, now) {
+                Some(view) => {
+                    views.push(view);
+                    true
+                }
+                None => false,
+            });
+            if views.is_empty() {
+                return Ok(());
+            }
+            // All that arose together travel in one command.
+            self.control.propose(Command::Views(views.clone())).await?;
+            views.into_iter().for_each(|view| self.publish(view));
+        }
+        Ok(())
+    }
+
+    fn decision(&mut self, state: &State, set: SetId, now: Mono) -> Option<View> {
+        let (volume, views) = state.set(set)?;
+        if volume.info.state != VolumeState::Started {
+            return None;
+        }
+        let bricks: Vec<Configured> = volume.info.sets[set.index.0 as usize]
+            .iter()
+            .map(|brick| Configured {
+                brick: brick.id,
+                node: brick.node,
+                keeps_data: true,
+            })
+            .collect();
+        let scene = Scene {
+            set,
+            bricks: &bricks,
+            views,
+            open_wait: Duration::from_secs(volume.seconds("cluster.open-wait")),
+        };
+        scene.decide(self.seen.get_mut(&set)?, now)
+    }
+
+    fn publish(&self, view: View) {
+        tracing::info!(
+            set = %view.set, epoch = %view.epoch, members = view.members.len(), absent = view.absent.len(),
+            opening = %view.opening, effective = view.effective, "view"
+        );
+        let members = view.members.iter().map(|member| member.brick);
+        let configured: Vec<BrickId> = members.chain(view.absent.iter().copied()).collect();
+        for brick in configured {
+            self.orders.order(brick, ToBrick::View(view.clone()));
+        }
+    }
+}
+
+fn epoch_of(event: &BrickEvent) -> Option<Epoch> {
+    match event {
+        BrickEvent::Adopted { epoch }
+        | BrickEvent::Joining { epoch, .. }
+        | BrickEvent::Propose { epoch, .. }
+        | BrickEvent::CannotFollow { epoch, .. } => Some(*epoch),
+        _ => None,
+    }
+}
+
+fn shape(volume: &Volume, index: SetIndex) -> SetShape {
+    SetShape {
+        index,
+        kind: volume.info.kind,
+        layout: volume.info.layout.clone(),
+        shard_size: volume.info.shard_size,
+        durable: volume.option("storage.durability") == "sync",
+        session_timeout_ms: volume
+            .seconds("network.session-timeout")
+            .saturating_mul(1000)
+            .min(u64::from(u32::MAX)) as u32,
+    }
+}
+
+fn sessions(volume: &Volume) -> ToBrick {
+    ToBrick::Sessions {
+        below: volume.next_session,
+        live: volume.sessions.keys().copied().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mortar_protocol::entry::Space;
+    use mortar_protocol::ids::{BootId, NodeId, Pos, RunId};
+    use mortar_protocol::view::{BrickInfo, SetKind};
+    use parking_lot::Mutex;
+
+    #[derive(Default)]
+    struct Told(Mutex<Vec<(BrickId, ToBrick)>>);
+
+    impl Orders for Told {
+        fn order(&self, brick: BrickId, order: ToBrick) {
+            self.0.lock().push((brick, order));
+        }
+    }
+
+    impl Told {
+        fn views(&self, brick: u128) -> Vec<View> {
+            let told = self.0.lock();
+            let own = told.iter().filter(|(id, _)| *id == BrickId(brick));
+            own.filter_map(|(_, order)| match order {
+                ToBrick::View(view) => Some(view.clone()),
+                _ => None,
+            })
+            .collect()
+        }
+    }
+
+    const NODE: NodeId = NodeId(1);
+
+    async fn started(dir: &std::path::Path) -> Arc<Control> {
+        let control = Arc::new(Control::open(dir).unwrap());
+        let bricks = (1..=3)
+            .map(|id| BrickInfo {
+                id: BrickId(id),
+                node: NODE,
+                host: "h".to_owned(),
+                path: format!("/{id}"),
+            })
+            .collect();
+        for command in [
+            Command::Node {
+                node: NODE,
+                addrs: Vec::new(),
+            },
+            Command::BeginCreate {
+                volume: VolumeId(1),
+                name: "v".to_owned(),
+                kind: SetKind::Replicate { copies: 3 },
+                bricks,
+            },
+            Command::FinishCreate {
+                volume: VolumeId(1),
+            },
+            Command::Start {
+                volume: "v".to_owned(),
+                force: false,
+            },
+        ] {
+            control.propose(command).await.unwrap();
+        }
+        control
+    }
+
+    fn report(brick: u128, event: BrickEvent) -> FromBrick {
+        FromBrick {
+            set: SetId {
+                volume: VolumeId(1),
+                index: SetIndex(0),
+            },
+            brick: BrickId(brick),
+            run: RunId(10 + brick),
+            event,
+        }
+    }
+
+    fn start_event() -> BrickEvent {
+        BrickEvent::Started {
+            node: NODE,
+            boot: BootId(1),
+            head: Pos::default(),
+            member: None,
+            view: None,
+            damaged: false,
+            space: Space::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_set_opens_and_takes_effect() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = started(dir.path()).await;
+        let told = Arc::new(Told::default());
+        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let starts = (1..=3).map(|id| report(id, start_event())).collect();
+        leader.reports(starts, Mono(1)).await.unwrap();
+        let view = told.views(1).pop().unwrap();
+        assert_eq!((view.members.len(), view.effective), (3, false));
+        // Shape and sessions come before the first view.
+        let first: Vec<bool> = {
+            let told = told.0.lock();
+            told.iter()
+                .filter(|(id, _)| *id == BrickId(2))
+                .map(|(_, order)| matches!(order, ToBrick::View(_)))
+                .collect()
+        };
+        assert_eq!(first, [false, false, true]);
+        let adopted = report(view.primary.0, BrickEvent::Adopted { epoch: view.epoch });
+        leader.reports(vec![adopted], Mono(2)).await.unwrap();
+        assert!(told.views(3).pop().unwrap().effective);
+        let state = control.state();
+        let (_, views) = state.set(view.set).unwrap();
+        assert!(views.effective.is_some());
+    }
+
+    #[tokio::test]
+    async fn silent_sessions_end_everywhere_and_strangers_are_ignored() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = started(dir.path()).await;
+        let told = Arc::new(Told::default());
+        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        for _ in 0..2 {
+            let open = Command::OpenSession {
+                volume: "v".to_owned(),
+                uid: 0,
+            };
+            control.propose(open).await.unwrap();
+        }
+        let silent = BrickEvent::SilentSessions {
+            sessions: vec![SessionId(1), SessionId(9)],
+        };
+        let reports = vec![report(7, silent.clone()), report(1, silent)];
+        leader.reports(reports, Mono(1)).await.unwrap();
+        let expected = ToBrick::Sessions {
+            below: SessionId(3),
+            live: vec![SessionId(2)],
+        };
+        let orders = told.0.lock();
+        assert_eq!(orders.len(), 3);
+        assert!(orders.iter().all(|(_, order)| *order == expected));
+    }
+
+    #[tokio::test]
+    async fn changed_options_reach_the_bricks_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = started(dir.path()).await;
+        let told = Arc::new(Told::default());
+        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        leader.changed();
+        told.0.lock().clear();
+        let set = Command::Set {
+            volume: "v".to_owned(),
+            options: vec![("storage.durability".to_owned(), "sync".to_owned())],
+        };
+        control.propose(set).await.unwrap();
+        leader.changed();
+        leader.changed();
+        let orders = told.0.lock();
+        assert_eq!(orders.len(), 3);
+        assert!(
+            orders
+                .iter()
+                .all(|(_, order)| matches!(order, ToBrick::Shape(shape) if shape.durable))
+        );
+    }
+}
