@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Stage, StageAnswer};
-use mortar_protocol::ids::{BootId, BrickId, NodeId, Pos, RunId, StageId};
+use mortar_protocol::ids::{BootId, BrickId, NodeId, Pos, RunId, SetId};
 use mortar_protocol::peer::PeerFrame;
 use mortar_protocol::report::{FromBrick, ToBrick};
 use parking_lot::Mutex;
@@ -23,6 +23,8 @@ pub type StageReply = Box<dyn FnOnce(StageAnswer) + Send>;
 pub struct BrickConfig {
     /// The brick.
     pub brick: BrickId,
+    /// The set it belongs to.
+    pub set: SetId,
     /// Node that serves it.
     pub node: NodeId,
     /// Boot of this machine.
@@ -30,7 +32,7 @@ pub struct BrickConfig {
     /// This run, newly drawn.
     pub run: RunId,
     /// The brick's open store.
-    pub store: Box<dyn Storage>,
+    pub storage: Box<dyn Storage>,
 }
 
 /// What a core is told.
@@ -56,6 +58,8 @@ pub enum Message {
         stage: Stage,
         /// Its bytes.
         data: Bytes,
+        /// uid that the client's certificate binds it to (0: none).
+        uid: u32,
         /// Takes the answer.
         reply: StageReply,
     },
@@ -96,8 +100,6 @@ pub(super) enum Completion {
     },
     /// A stage is held.
     Staged {
-        /// The stage.
-        stage: StageId,
         /// Place in the core's list of stages that wait; none for one fetched from a peer.
         ticket: Option<(u64, usize)>,
         /// Whether it is.

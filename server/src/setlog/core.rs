@@ -179,6 +179,11 @@ impl SetLog {
         }
     }
 
+    /// The position of the entry at `seq`, if it is known.
+    pub fn position(&self, seq: Seq) -> Option<Pos> {
+        self.history.at(seq)
+    }
+
     /// Newest entry accepted.
     pub fn head(&self) -> Pos {
         self.history.head

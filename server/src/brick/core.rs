@@ -1,0 +1,292 @@
+//! The bricks of one thread. Messages between them pass in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::attr::Time;
+use mortar_protocol::env::Mono;
+use mortar_protocol::error::{Errno, Fault};
+use mortar_protocol::fop::{Answer, Stage, StageAnswer};
+use mortar_protocol::ids::{BrickId, Mark, Seq};
+use mortar_protocol::limits::{BLOCK, STAGE_MAX};
+
+use super::api::{Completion, Completions, Message, Outbox, StageReply};
+use super::rules::Rules;
+use super::state::{Brick, Queued};
+
+/// How often bricks are told that time has passed.
+const TICK: Duration = Duration::from_millis(100);
+/// Most rounds of one run; what is left is handled by the next, which is asked for at once.
+const MAX_ROUNDS: usize = 64;
+
+/// A stage that is being written, for several bricks.
+struct Staging {
+    results: Vec<Result<(), Fault>>,
+    missing: usize,
+    reply: StageReply,
+}
+
+/// The bricks of one thread.
+pub struct Core {
+    bricks: BTreeMap<BrickId, Brick>,
+    rules: Arc<dyn Rules>,
+    completions: Arc<Completions>,
+    inbox: Vec<Message>,
+    staging: BTreeMap<u64, Staging>,
+    next_staging: u64,
+    ticked: Option<Mono>,
+    now: Mono,
+    wall: Time,
+}
+
+impl Core {
+    /// A core without bricks. The driver runs it whenever `completions` wakes it, whenever messages were pushed, and
+    /// every 100 ms.
+    pub fn new(rules: Arc<dyn Rules>, completions: Arc<Completions>) -> Self {
+        Self {
+            bricks: BTreeMap::new(),
+            rules,
+            completions,
+            inbox: Vec::new(),
+            staging: BTreeMap::new(),
+            next_staging: 0,
+            ticked: None,
+            now: Mono(0),
+            wall: Time::default(),
+        }
+    }
+
+    /// Queues a message for the next run.
+    pub fn push(&mut self, message: Message) {
+        self.inbox.push(message);
+    }
+
+    /// Whether it serves a brick.
+    pub fn holds(&self, brick: BrickId) -> bool {
+        self.bricks.contains_key(&brick)
+    }
+
+    /// Handles everything that has arrived. `now` and `wall` are the time of this run. Returns whether it wants to be
+    /// run again at once.
+    pub fn run(&mut self, now: Mono, wall: Time, outbox: &mut dyn Outbox) -> bool {
+        self.now = self.now.max(now);
+        self.wall = wall;
+        let mut busy = BTreeSet::new();
+        if self.ticked.is_none_or(|then| self.now.since(then) >= TICK) {
+            self.ticked = Some(self.now);
+            for (id, brick) in &mut self.bricks {
+                brick.now = self.now;
+                brick.wall = wall;
+                brick.tick();
+                busy.insert(*id);
+            }
+        }
+        for _ in 0..MAX_ROUNDS {
+            for message in std::mem::take(&mut self.inbox) {
+                self.handle(message, &mut busy);
+            }
+            while let Some((brick, completion)) = self.completions.pop() {
+                self.complete(brick, completion, &mut busy);
+            }
+            if busy.is_empty() {
+                return false;
+            }
+            let round = std::mem::take(&mut busy);
+            for id in round {
+                if let Some(brick) = self.bricks.get_mut(&id) {
+                    brick.settle();
+                    if brick.is_restless() {
+                        busy.insert(id);
+                    }
+                }
+                self.deliver(id, &mut busy, outbox);
+            }
+        }
+        !busy.is_empty()
+    }
+
+    /// Hands on what a brick gave out.
+    fn deliver(&mut self, from: BrickId, busy: &mut BTreeSet<BrickId>, outbox: &mut dyn Outbox) {
+        let Some(brick) = self.bricks.get_mut(&from) else {
+            return;
+        };
+        let output = std::mem::take(&mut brick.out);
+        for report in output.reports {
+            outbox.report(report);
+        }
+        for frame in output.peers {
+            let to = frame.envelope.to;
+            match self.bricks.get_mut(&to) {
+                Some(brick) => {
+                    brick.now = self.now;
+                    brick.on_peer(frame);
+                    busy.insert(to);
+                }
+                None => outbox.send_peer(frame),
+            }
+        }
+    }
+
+    fn brick(&mut self, id: BrickId, busy: &mut BTreeSet<BrickId>) -> Option<&mut Brick> {
+        let brick = self.bricks.get_mut(&id)?;
+        brick.now = self.now;
+        brick.wall = self.wall;
+        busy.insert(id);
+        Some(brick)
+    }
+
+    fn handle(&mut self, message: Message, busy: &mut BTreeSet<BrickId>) {
+        match message {
+            Message::Open(config) => {
+                let id = config.brick;
+                let (rules, completions) = (self.rules.clone(), self.completions.clone());
+                let mut brick = Brick::open(*config, rules, completions, self.now);
+                brick.wall = self.wall;
+                brick.report_started();
+                self.bricks.insert(id, brick);
+                busy.insert(id);
+            }
+            Message::Close(id) => {
+                if let Some(mut brick) = self.bricks.remove(&id) {
+                    brick.turn_away();
+                }
+            }
+            Message::Call {
+                call,
+                body,
+                uid,
+                reply,
+            } => {
+                let (id, since) = (call.brick, self.now);
+                match self.brick(id, busy) {
+                    Some(brick) => brick.on_call(Queued {
+                        call,
+                        body,
+                        uid,
+                        reply,
+                        since,
+                    }),
+                    None => {
+                        let result = Err(Fault::UnknownBrick);
+                        let answer = Answer {
+                            mark: Mark::default(),
+                            flushed: Seq(0),
+                            result,
+                        };
+                        reply(answer, Bytes::new());
+                    }
+                }
+            }
+            Message::Stage {
+                stage,
+                data,
+                uid,
+                reply,
+            } => {
+                self.stage(&stage, data, uid, reply, busy);
+            }
+            Message::Peer(frame) => {
+                if let Some(brick) = self.brick(frame.envelope.to, busy) {
+                    brick.on_peer(frame);
+                }
+            }
+            Message::Order { brick, order } => {
+                if let Some(brick) = self.brick(brick, busy) {
+                    brick.order(order);
+                }
+            }
+        }
+    }
+
+    /// Bulk data for several bricks.
+    fn stage(
+        &mut self,
+        stage: &Stage,
+        data: Bytes,
+        uid: u32,
+        reply: StageReply,
+        busy: &mut BTreeSet<BrickId>,
+    ) {
+        self.next_staging += 1;
+        let (number, id) = (self.next_staging, stage.stage);
+        let sound = !data.is_empty()
+            && data.len() <= STAGE_MAX
+            && data.len().is_multiple_of(BLOCK as usize);
+        let mut results = Vec::new();
+        let mut writes = Vec::new();
+        for (at, brick) in stage.bricks.iter().enumerate() {
+            let found = self.brick(*brick, busy);
+            let result = match found {
+                _ if !sound => Err(Fault::Protocol),
+                None => Err(Fault::UnknownBrick),
+                Some(brick) => brick.may_stage(id.session, uid),
+            };
+            if result.is_ok() {
+                writes.push((at, *brick));
+            }
+            results.push(result);
+        }
+        let missing = writes.len();
+        self.staging.insert(
+            number,
+            Staging {
+                results,
+                missing,
+                reply,
+            },
+        );
+        for (at, brick) in writes {
+            let completions = self.completions.clone();
+            let done = move |result| {
+                let ticket = Some((number, at));
+                completions.push(brick, Completion::Staged { ticket, result });
+            };
+            if let Some(brick) = self.bricks.get_mut(&brick) {
+                brick.storage.stage(id, data.clone(), Box::new(done));
+            }
+        }
+        self.answer_stage(number);
+    }
+
+    fn complete(&mut self, id: BrickId, completion: Completion, busy: &mut BTreeSet<BrickId>) {
+        if let Completion::Staged {
+            ticket: Some((number, at)),
+            result,
+            ..
+        } = &completion
+            && let Some(staging) = self.staging.get_mut(number)
+        {
+            let full = |error: &std::io::Error| error.kind() == std::io::ErrorKind::StorageFull;
+            let fault = match result {
+                Ok(()) => None,
+                Err(error) if full(error) => Some(Errno::ENOSPC.into()),
+                Err(_) => Some(Fault::NotServing),
+            };
+            if let Some(slot) = staging.results.get_mut(*at)
+                && let Some(fault) = fault
+            {
+                *slot = Err(fault);
+            }
+            staging.missing = staging.missing.saturating_sub(1);
+            self.answer_stage(*number);
+        }
+        if let Some(brick) = self.brick(id, busy) {
+            brick.on_completion(completion);
+        }
+    }
+
+    fn answer_stage(&mut self, number: u64) {
+        if self
+            .staging
+            .get(&number)
+            .is_some_and(|staging| staging.missing == 0)
+            && let Some(done) = self.staging.remove(&number)
+        {
+            (done.reply)(StageAnswer {
+                results: done.results,
+            });
+        }
+    }
+}

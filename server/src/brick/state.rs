@@ -1,0 +1,753 @@
+//! One brick's state, and how it does what the set log asks.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::attr::Time;
+use mortar_protocol::entry::{Effect, Entry, EntryKind};
+use mortar_protocol::env::Mono;
+use mortar_protocol::error::Fault;
+use mortar_protocol::fop::{Answer, Call};
+use mortar_protocol::ids::{
+    BootId, BrickId, Mark, NodeId, Opening, Pos, RunId, Seq, SessionId, SetId,
+};
+use mortar_protocol::limits::BLOCK;
+use mortar_protocol::peer::{History, PeerEnvelope, PeerFrame, PeerMessage};
+use mortar_protocol::report::{BrickEvent, FromBrick, MemberRun, SetShape, ToBrick};
+use mortar_protocol::view::{SetKind, View};
+
+use super::api::{BrickConfig, CallReply, Completion, Completions};
+use super::rules::Rules;
+use super::sessions::{self, Sessions};
+use super::storage::{NEWEST, Storage};
+use crate::setlog::{Action, Me, SetLog};
+
+/// Record of the set's openings: (number, newest place adopted), as far as a client may still name a place above.
+const OPENINGS: &[u8] = b"\xf0openings";
+/// Most openings remembered; older ones are merged into the lowest place.
+const MAX_OPENINGS: usize = 64;
+/// A stage that an entry needs is fetched from the primary after so long.
+const STAGE_PATIENCE: Duration = Duration::from_millis(20);
+/// How often a brick without a view says that it is there.
+const REPORT_EVERY: Duration = Duration::from_millis(500);
+
+/// A request on its way.
+pub(super) struct Queued {
+    pub(super) call: Box<Call>,
+    pub(super) body: Bytes,
+    pub(super) uid: u32,
+    pub(super) reply: CallReply,
+    /// When it arrived.
+    pub(super) since: Mono,
+}
+
+/// An answer that waits until its place in the log is committed or flushed.
+pub(super) struct Waiting {
+    pub(super) answer: Answer,
+    pub(super) durable: bool,
+    pub(super) reply: CallReply,
+}
+
+/// What a brick gives out in a run.
+#[derive(Default)]
+pub(super) struct Output {
+    pub(super) peers: Vec<PeerFrame>,
+    pub(super) reports: Vec<FromBrick>,
+}
+
+/// How far an orderly stop has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    Serving,
+    Stopping,
+    Stopped,
+}
+
+/// One brick.
+pub(super) struct Brick {
+    pub(super) id: BrickId,
+    set: SetId,
+    node: NodeId,
+    boot: BootId,
+    run: RunId,
+    pub(super) storage: Box<dyn Storage>,
+    pub(super) rules: Arc<dyn Rules>,
+    pub(super) log: SetLog,
+    pub(super) sessions: Sessions,
+    pub(super) shape: Option<SetShape>,
+    book: Option<(SessionId, BTreeSet<SessionId>)>,
+    pub(super) completions: Arc<Completions>,
+    pub(super) now: Mono,
+    pub(super) wall: Time,
+    pub(super) life: Life,
+
+    /// Changes to be run, in order.
+    pub(super) queue: VecDeque<Queued>,
+    /// Changes that wait for the one they name as their predecessor.
+    pub(super) held: BTreeMap<(SessionId, u64), Vec<Queued>>,
+    /// Changes that wait for a stage.
+    pub(super) unstaged: Vec<Queued>,
+    pub(super) committing: BTreeMap<Seq, Vec<Waiting>>,
+    pub(super) flushing: BTreeMap<Seq, Vec<Waiting>>,
+    /// Reads that wait for the commit position.
+    pub(super) reads: BTreeMap<Seq, Vec<Queued>>,
+    /// Reads whose data is on its way.
+    pub(super) reading: BTreeMap<u64, (CallReply, Answer)>,
+    pub(super) next_ticket: u64,
+    pub(super) lock_waits: Vec<Queued>,
+    /// Position at which waiting lock calls were last looked at.
+    pub(super) locks_seen: Seq,
+
+    /// Entries accepted that are not appended, for lack of stages.
+    arriving: VecDeque<Arc<Entry>>,
+    /// The stage that the first of them lacks, since when, and when it was last asked for.
+    lacking: Option<(Mono, Option<Mono>)>,
+    pub(super) openings: Vec<(Opening, Seq)>,
+    /// Whether it led, under which epoch, when the role was last looked at.
+    role: (bool, bool, u64),
+    pub(super) leads_since: Mono,
+    pub(super) silent_reported: Mono,
+    reported: Option<Mono>,
+    polled: Mono,
+    acts: Vec<Action>,
+    /// Room was made for changes that wait.
+    again: bool,
+    pub(super) out: Output,
+}
+
+impl Brick {
+    /// A brick that has just been opened. Its log is read from where the saved sessions stand.
+    pub(super) fn open(
+        config: BrickConfig,
+        rules: Arc<dyn Rules>,
+        completions: Arc<Completions>,
+        now: Mono,
+    ) -> Self {
+        let BrickConfig {
+            brick,
+            set,
+            node,
+            boot,
+            run,
+            storage,
+        } = config;
+        let (history, sessions) = recover(storage.as_ref(), now);
+        let me = Me {
+            set,
+            brick,
+            run,
+            kind: SetKind::Plain,
+        };
+        let (flushed, applied) = (storage.flushed().seq, storage.applied());
+        let mut log = SetLog::new(me, history, flushed, applied, storage.view());
+        let mut acts = Vec::new();
+        if let Some(reason) = storage.poisoned() {
+            log.poison(&reason, &mut acts);
+        }
+        Self {
+            id: brick,
+            set,
+            node,
+            boot,
+            run,
+            storage,
+            rules,
+            log,
+            sessions,
+            shape: None,
+            book: None,
+            completions,
+            now,
+            wall: Time::default(),
+            life: Life::Serving,
+            queue: VecDeque::new(),
+            held: BTreeMap::new(),
+            unstaged: Vec::new(),
+            committing: BTreeMap::new(),
+            flushing: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            reading: BTreeMap::new(),
+            next_ticket: 0,
+            lock_waits: Vec::new(),
+            locks_seen: Seq(0),
+            arriving: VecDeque::new(),
+            lacking: None,
+            openings: Vec::new(),
+            role: (false, false, 0),
+            leads_since: now,
+            silent_reported: now,
+            reported: None,
+            polled: Mono(0),
+            acts,
+            again: false,
+            out: Output::default(),
+        }
+    }
+
+    pub(super) fn opening(&self) -> Opening {
+        self.log.view().map_or(Opening(0), |view| view.opening)
+    }
+
+    pub(super) fn mark(&self, seq: Seq) -> Mark {
+        Mark {
+            opening: self.opening(),
+            seq,
+        }
+    }
+
+    /// An order of the control plane.
+    pub(super) fn order(&mut self, order: ToBrick) {
+        match order {
+            ToBrick::View(view) => self.log.on_view(view, &mut self.acts),
+            ToBrick::Shape(shape) => {
+                self.log.set_kind(shape.kind);
+                self.shape = Some(shape);
+            }
+            ToBrick::Sessions { below, live } => {
+                self.book = Some((below, live.into_iter().collect()));
+                self.end_sessions();
+            }
+            ToBrick::Stop => {
+                if self.life == Life::Serving {
+                    self.life = Life::Stopping;
+                }
+            }
+        }
+    }
+
+    /// A message of another brick of the set.
+    pub(super) fn on_peer(&mut self, frame: PeerFrame) {
+        if frame.envelope.to != self.id || self.life == Life::Stopped {
+            return;
+        }
+        match &frame.envelope.message {
+            PeerMessage::StageWanted { at, stage } => {
+                let (to, at, stage) = (frame.envelope.from, *at, *stage);
+                if let Some(data) = self.stage_bytes(at, stage) {
+                    self.send(to, PeerMessage::StageData { stage }, data);
+                }
+            }
+            PeerMessage::StageData { stage } => {
+                let stage = *stage;
+                let (completions, id) = (self.completions.clone(), self.id);
+                let done = move |result| {
+                    completions.push(
+                        id,
+                        Completion::Staged {
+                            ticket: None,
+                            result,
+                        },
+                    );
+                };
+                let wanted = self
+                    .arriving
+                    .front()
+                    .is_some_and(|entry| attaches(entry, stage));
+                if wanted && self.storage.stage_info(stage).is_none() {
+                    self.storage.stage(stage, frame.data, Box::new(done));
+                }
+            }
+            _ => self.log.on_peer(frame, &mut self.acts),
+        }
+    }
+
+    /// The bytes that an entry of this log attaches, as of that entry.
+    fn stage_bytes(&self, at: Pos, stage: mortar_protocol::ids::StageId) -> Option<Bytes> {
+        let prev = self.log.position(Seq(at.seq.0.checked_sub(1)?))?;
+        let entry = self
+            .storage
+            .entries_after(prev, 1)
+            .ok()?
+            .into_iter()
+            .next()?;
+        if entry.pos != at {
+            return None;
+        }
+        entry.effects.iter().find_map(|effect| match effect {
+            Effect::Attach {
+                object,
+                offset,
+                stage: found,
+                crcs,
+            } if *found == stage => {
+                let len = crcs.len() * BLOCK as usize;
+                self.storage.read_now(*object, *offset, len, at.seq).ok()
+            }
+            _ => None,
+        })
+    }
+
+    fn send(&mut self, to: BrickId, message: PeerMessage, data: Bytes) {
+        let envelope = PeerEnvelope {
+            from: self.id,
+            run: self.run,
+            to,
+            epoch: self.log.epoch(),
+            message,
+        };
+        self.out.peers.push(PeerFrame {
+            envelope,
+            entries: Vec::new(),
+            data,
+        });
+    }
+
+    pub(super) fn report(&mut self, event: BrickEvent) {
+        let (set, brick, run) = (self.set, self.id, self.run);
+        self.out.reports.push(FromBrick {
+            set,
+            brick,
+            run,
+            event,
+        });
+    }
+
+    /// The disk has done something.
+    pub(super) fn on_completion(&mut self, completion: Completion) {
+        match completion {
+            Completion::Flushed {
+                round,
+                result: Ok(pos),
+            } => {
+                self.storage.on_flushed(pos);
+                self.log.flushed(round, pos, &mut self.acts);
+            }
+            Completion::Flushed {
+                result: Err(error), ..
+            } => {
+                self.poison(&format!("a flush failed: {error}"));
+            }
+            Completion::Read { ticket, result } => {
+                if let Some((reply, mut answer)) = self.reading.remove(&ticket) {
+                    let body = result.unwrap_or_else(|fault| {
+                        answer.result = Err(fault);
+                        Bytes::new()
+                    });
+                    reply(answer, body);
+                }
+            }
+            Completion::Staged {
+                result: Err(error), ..
+            } if is_fatal(&error) => {
+                self.poison(&format!("a write of bulk data failed: {error}"));
+            }
+            Completion::Staged { .. } => {
+                let ready = std::mem::take(&mut self.unstaged);
+                self.queue.extend(ready);
+            }
+        }
+    }
+
+    /// Time has passed.
+    pub(super) fn tick(&mut self) {
+        let now = self.now;
+        self.log.tick(now, &mut self.acts);
+        self.log.released(self.storage.log_start().seq);
+        let silent = self
+            .reported
+            .is_none_or(|then| now.since(then) >= REPORT_EVERY);
+        if silent && !self.log.is_member() && self.life == Life::Serving {
+            self.reported = Some(now);
+            if self.storage.poisoned().is_none() {
+                self.report_started();
+            }
+        }
+        self.tick_calls();
+    }
+
+    /// Says that this run is there.
+    pub(super) fn report_started(&mut self) {
+        let event = BrickEvent::Started {
+            node: self.node,
+            boot: self.boot,
+            head: self.log.head(),
+            member: self.storage.member_run(),
+            view: self.storage.view(),
+            damaged: self.storage.damaged(),
+            space: self.storage.space(),
+        };
+        self.report(event);
+    }
+
+    /// Ends a batch: runs what can be run, sends what is to be sent, answers what can be answered.
+    pub(super) fn settle(&mut self) {
+        if self.life == Life::Stopped {
+            self.acts.clear();
+            self.again = false;
+            return;
+        }
+        self.again = false;
+        self.log.set_space(self.storage.space());
+        loop {
+            self.look_at_role();
+            self.run_queue();
+            self.take_arrivals();
+            let mut acts = std::mem::take(&mut self.acts);
+            self.log.finish(self.storage.as_ref(), &mut acts);
+            if acts.is_empty() {
+                break;
+            }
+            acts.into_iter().for_each(|act| self.perform(act));
+        }
+        self.answer_waiting();
+        self.poll_storage();
+        self.finish_stop();
+    }
+
+    /// Whether the brick has something to do at once.
+    pub(super) fn is_restless(&self) -> bool {
+        self.again || !self.acts.is_empty()
+    }
+
+    fn perform(&mut self, act: Action) {
+        if self.storage.poisoned().is_some() && !matches!(act, Action::Report(_)) {
+            return;
+        }
+        match act {
+            Action::Append(entries) => self.arriving.extend(entries),
+            Action::Cut(pos) => {
+                self.arriving.retain(|entry| entry.pos.seq <= pos.seq);
+                self.lacking = None;
+                if self.storage.head().seq > pos.seq {
+                    if let Err(reason) = self.storage.cut_after(pos) {
+                        self.poison(&reason);
+                    }
+                    self.sessions.cut(pos.seq);
+                }
+            }
+            Action::Make(kind) => self.make(kind, Vec::new(), Bytes::new()),
+            Action::Send(frame) => self.out.peers.push(frame),
+            Action::Flush(round) => {
+                let (completions, id) = (self.completions.clone(), self.id);
+                self.storage.start_flush(Box::new(move |result| {
+                    completions.push(id, Completion::Flushed { round, result });
+                }));
+            }
+            Action::SaveView(view) => {
+                let member = MemberRun {
+                    run: self.run,
+                    boot: self.boot,
+                    clean: false,
+                };
+                if let Err(reason) = self.storage.save_member(&view, member) {
+                    self.poison(&reason);
+                }
+            }
+            Action::Announce(seq) => {
+                self.storage.announce(seq);
+                self.polled = Mono(0);
+            }
+            Action::Report(report) => self.out.reports.push(report),
+        }
+    }
+
+    /// Makes and appends an entry as the primary.
+    pub(super) fn make(&mut self, kind: EntryKind, mut effects: Vec<Effect>, body: Bytes) {
+        let pos = self.log.next_pos();
+        if let EntryKind::View(view) = &kind {
+            effects.extend(self.opening_effect(view));
+        }
+        let entry = Arc::new(Entry {
+            pos,
+            kind,
+            effects,
+            body,
+        });
+        self.append(&[entry]);
+    }
+
+    fn append(&mut self, entries: &[Arc<Entry>]) {
+        if let Err(reason) = self.storage.append(entries) {
+            self.poison(&reason);
+            return;
+        }
+        for entry in entries {
+            self.sessions.note(entry, self.now);
+        }
+        self.log.appended(entries, &mut self.acts);
+    }
+
+    /// Remembers up to where the log reached when a lossy opening began.
+    fn opening_effect(&self, view: &View) -> Option<Effect> {
+        let mut openings = self.read_openings();
+        if openings
+            .last()
+            .is_some_and(|(number, _)| *number >= view.opening)
+        {
+            return None;
+        }
+        let head = self.log.head().seq;
+        // An earlier opening that adopted more loses nothing that this one does not lose.
+        openings.retain(|(_, adopted)| *adopted < head);
+        openings.push((view.opening, head));
+        if openings.len() > MAX_OPENINGS {
+            openings[0].0 = openings[1].0;
+            openings.remove(1);
+        }
+        let value = postcard::to_stdvec(&openings).ok()?;
+        Some(Effect::Put {
+            key: Bytes::from_static(OPENINGS),
+            value: value.into(),
+        })
+    }
+
+    fn read_openings(&self) -> Vec<(Opening, Seq)> {
+        let value = self.storage.get(OPENINGS, NEWEST).ok().flatten();
+        value
+            .and_then(|value| postcard::from_bytes(&value).ok())
+            .unwrap_or_default()
+    }
+
+    /// Appends what the primary sent, as far as its stages are here.
+    fn take_arrivals(&mut self) {
+        let mut ready = Vec::new();
+        while let Some(entry) = self.arriving.front() {
+            if self.lacks(entry) {
+                break;
+            }
+            ready.extend(self.arriving.pop_front());
+        }
+        if !ready.is_empty() {
+            self.lacking = None;
+            self.append(&ready);
+        }
+        if self.arriving.is_empty() {
+            return;
+        }
+        let (since, asked) = *self.lacking.get_or_insert((self.now, None));
+        let due = match asked {
+            None => self.now.since(since) >= STAGE_PATIENCE,
+            Some(asked) => self.now.since(asked) >= STAGE_PATIENCE * 10,
+        };
+        if due {
+            self.lacking = Some((since, Some(self.now)));
+            self.ask_for_stages();
+        }
+    }
+
+    fn lacks(&self, entry: &Entry) -> bool {
+        entry.effects.iter().any(|effect| match effect {
+            Effect::Attach { stage, crcs, .. } => self
+                .storage
+                .stage_info(*stage)
+                .is_none_or(|held| held.crcs != *crcs),
+            _ => false,
+        })
+    }
+
+    fn ask_for_stages(&mut self) {
+        let Some(entry) = self.arriving.front().cloned() else {
+            return;
+        };
+        let Some(primary) = self.log.view().map(|view| view.primary) else {
+            return;
+        };
+        for effect in &entry.effects {
+            if let Effect::Attach { stage, .. } = effect
+                && self.storage.stage_info(*stage).is_none()
+            {
+                let wanted = PeerMessage::StageWanted {
+                    at: entry.pos,
+                    stage: *stage,
+                };
+                self.send(primary, wanted, Bytes::new());
+            }
+        }
+    }
+
+    /// Notices that it began or ceased to lead.
+    fn look_at_role(&mut self) {
+        let role = (self.log.is_primary(), self.log.leads(), self.log.epoch().0);
+        if role == self.role {
+            return;
+        }
+        let led = self.role.1;
+        self.role = role;
+        if self.log.is_member() {
+            self.reported = None;
+        }
+        self.openings = self.read_openings();
+        if !role.0 {
+            self.turn_away();
+        }
+        if role.1 && !led {
+            self.leads_since = self.now;
+            self.sessions.hear_all(self.now);
+            self.end_sessions();
+        }
+    }
+
+    /// Ends the sessions that the control plane has ended.
+    fn end_sessions(&mut self) {
+        let Some((below, live)) = self.book.clone() else {
+            return;
+        };
+        if !self.log.leads() {
+            return;
+        }
+        let ended: Vec<SessionId> = self
+            .sessions
+            .live()
+            .map(|(id, _)| id)
+            .filter(|id| *id < below && !live.contains(id))
+            .collect();
+        for session in ended {
+            self.end_session(session);
+        }
+    }
+
+    /// Whether a session may leave bulk data here.
+    pub(super) fn may_stage(&self, session: SessionId, uid: u32) -> Result<(), Fault> {
+        if self.life != Life::Serving || self.storage.poisoned().is_some() {
+            return Err(Fault::NotServing);
+        }
+        match self.sessions.get(session) {
+            None => Err(Fault::UnknownSession),
+            Some(session) if session.uid != uid => Err(Fault::NotAuthorised),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Whether the control plane has not ended a session.
+    pub(super) fn may_begin(&self, session: SessionId) -> bool {
+        self.book
+            .as_ref()
+            .is_none_or(|(below, live)| session >= *below || live.contains(&session))
+    }
+
+    /// The store failed: this run serves no more.
+    pub(super) fn poison(&mut self, reason: &str) {
+        tracing::error!(brick = %self.id, reason, "brick is poisoned");
+        self.log.poison(reason, &mut self.acts);
+        self.turn_away();
+    }
+
+    fn poll_storage(&mut self) {
+        if self.life == Life::Stopped || self.storage.poisoned().is_some() {
+            if let Some(reason) = self.storage.poisoned() {
+                self.log.poison(&reason, &mut self.acts);
+            }
+            return;
+        }
+        if self.polled != Mono(0) && self.now.since(self.polled) < Duration::from_millis(50) {
+            return;
+        }
+        self.polled = self.now;
+        let before = self.storage.applied();
+        let (log, sessions) = (&self.log, &mut self.sessions);
+        let polled = self
+            .storage
+            .poll(self.now, &mut |upto| match log.position(upto) {
+                Some(pos) => sessions.save(pos),
+                None => Vec::new(),
+            });
+        match polled {
+            Ok(()) => {
+                let applied = self.storage.applied();
+                self.again |= applied > before && !self.queue.is_empty();
+                self.log.applied(applied);
+            }
+            Err(reason) => self.poison(&reason),
+        }
+    }
+
+    /// Goes on with an orderly stop.
+    fn finish_stop(&mut self) {
+        if self.life != Life::Stopping {
+            return;
+        }
+        self.turn_away();
+        self.log.want_flush(self.log.head().seq);
+        if self.storage.poisoned().is_some() {
+            self.life = Life::Stopped;
+        } else if self.arriving.is_empty() && self.storage.flushed() == self.storage.head() {
+            let view = self.log.view().cloned().filter(|_| self.log.is_member());
+            let member = MemberRun {
+                run: self.run,
+                boot: self.boot,
+                clean: true,
+            };
+            if let Some(view) = view
+                && let Err(reason) = self.storage.save_member(&view, member)
+            {
+                self.poison(&reason);
+                return;
+            }
+            self.life = Life::Stopped;
+            self.report(BrickEvent::Stopped);
+        } else {
+            // The flush is started by the next round.
+            self.log.finish(self.storage.as_ref(), &mut self.acts);
+        }
+    }
+
+    /// What a client is told that asked the wrong brick, or at the wrong time.
+    pub(super) fn elsewhere(&self) -> Fault {
+        match self.log.view() {
+            Some(view) if !self.log.is_primary() => Fault::NotPrimary(Some(view.clone())),
+            Some(_) => Fault::NotServing,
+            None => Fault::NotPrimary(None),
+        }
+    }
+}
+
+/// Positions and sessions as the store holds them.
+fn recover(storage: &dyn Storage, now: Mono) -> (History, Sessions) {
+    let mut sessions = Sessions::default();
+    let load = storage.scan(
+        sessions::FIRST_KEY,
+        sessions::LAST_KEY,
+        NEWEST,
+        &mut |key, value| {
+            sessions.load(key, value);
+            std::ops::ControlFlow::Continue(())
+        },
+    );
+    if load.is_err() {
+        tracing::error!("the saved sessions cannot be read");
+    }
+    let saved = storage.get(sessions::saved_at_key(), NEWEST).ok().flatten();
+    let saved: Pos = saved
+        .and_then(|at| postcard::from_bytes(&at).ok())
+        .unwrap_or_default();
+    let start = storage.log_start();
+    let mut history = History {
+        base: start,
+        starts: Vec::new(),
+        head: start,
+    };
+    while history.head.seq < storage.head().seq {
+        let Ok(entries) = storage.entries_after(history.head, 4 << 20) else {
+            break;
+        };
+        if entries.is_empty() {
+            break;
+        }
+        for entry in entries {
+            crate::setlog::Positions::push(&mut history, entry.pos);
+            if entry.pos > saved {
+                sessions.note(&entry, now);
+            }
+        }
+    }
+    (history, sessions)
+}
+
+fn attaches(entry: &Entry, stage: mortar_protocol::ids::StageId) -> bool {
+    let same =
+        |effect: &Effect| matches!(effect, Effect::Attach { stage: found, .. } if *found == stage);
+    entry.effects.iter().any(same)
+}
+
+/// Whether a failed write means a broken device; a full file system does not.
+fn is_fatal(error: &std::io::Error) -> bool {
+    !matches!(
+        error.kind(),
+        std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::QuotaExceeded
+            | std::io::ErrorKind::InvalidInput
+            | std::io::ErrorKind::OutOfMemory
+    )
+}
