@@ -185,6 +185,25 @@ fn marks_are_carried_by_the_records() {
     assert_eq!(opened.wal.announced(), Seq(1));
 }
 
+#[test]
+fn a_record_behind_one_that_was_replaced_is_not_replayed() {
+    let (disk, start, mut wal) = fresh(1);
+    let batch = [entry(1, 1, 500), entry(1, 2, 500), entry(1, 3, 500)];
+    let positions = append(&mut wal, &batch).unwrap();
+    disk.rot(REGION.offset + positions[0].offset + 100, 1);
+    let mut opened = open(&disk, start);
+    assert_eq!(opened.wal.head(), positions[0]);
+    let mut other = entry(1, 2, 500);
+    other.body = Bytes::from(vec![1; 500]);
+    let after = append(&mut opened.wal, &[other]).unwrap()[0];
+    assert_eq!(
+        after.offset, positions[1].offset,
+        "the next record begins where one lies"
+    );
+    let opened = open(&disk, start);
+    assert_eq!((opened.wal.head(), opened.damage), (after, None));
+}
+
 /// A log of ten entries, the first six flushed and known to be.
 fn half_flushed(lap: u64) -> (Arc<SimDisk>, WalPosition, Wal, Vec<WalPosition>) {
     let (disk, mut start, mut wal) = fresh(1);
