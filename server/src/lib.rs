@@ -7,6 +7,7 @@ pub mod alloc;
 pub mod brick;
 pub mod control;
 pub mod device;
+pub mod guard;
 pub mod namespace;
 pub mod node;
 pub mod setlog;

@@ -34,8 +34,6 @@ pub struct FormatBrick {
     pub brick: BrickInfo,
     /// Size of a file brick in bytes, if a person named one.
     pub size: Option<u64>,
-    /// How many bricks of this request may lie on the same file system: they share the space available.
-    pub sharing: u64,
     /// What the target holds may be given up.
     pub force: bool,
 }
@@ -317,8 +315,8 @@ impl Admin {
                     let stop = Command::Stop {
                         volume: name.clone(),
                     };
-                    self.host.close(volume.info).await;
                     self.propose(stop).await?;
+                    self.host.close(volume.info).await;
                 }
                 Err(match opened {
                     Err(error) => error,
@@ -385,7 +383,6 @@ impl Admin {
                         set: SetIndex(index as u32),
                         brick: brick.clone(),
                         size: create.brick_size,
-                        sharing: (create.bricks.len() - made.len()) as u64,
                         force: create.force,
                     })
                     .await;

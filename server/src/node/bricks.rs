@@ -1,0 +1,381 @@
+//! The bricks of this node: which are open on which core, and how they are formatted, opened and closed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use mortar_protocol::entry::Space;
+use mortar_protocol::env_real::random_id;
+use mortar_protocol::ids::{BootId, BrickId, NodeId, RunId, SetIndex};
+use mortar_protocol::peer::PeerFrame;
+use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
+use mortar_protocol::view::{BrickInfo, VolumeInfo};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, watch};
+
+use super::core_thread::{CoreThread, Post};
+use crate::brick::{BrickConfig, Message, Storage};
+use crate::control::admin::{BrickHealth, BrickHost, FormatBrick};
+use crate::control::leader::Orders;
+
+/// How long a brick has to flush and stop in good order.
+const STOP_TIME: Duration = Duration::from_secs(8);
+
+/// A store whose earlier owner in this process is just letting it go is tried again this often ...
+const BUSY_TRIES: u32 = 60;
+/// ... after this long each.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where bricks' stores come from. Methods block.
+pub trait Stores: Send + Sync + 'static {
+    /// Formats a brick.
+    ///
+    /// # Errors
+    /// What a person is told.
+    fn format(&self, brick: &FormatBrick) -> Result<(), String>;
+    /// Removes what [`Self::format`] made, as far as it is still what was made.
+    fn unformat(&self, brick: &BrickInfo);
+    /// Opens a brick's store.
+    ///
+    /// # Errors
+    /// See [`OpenFailure`].
+    fn open(
+        &self,
+        volume: &VolumeInfo,
+        set: SetIndex,
+        brick: &BrickInfo,
+    ) -> Result<Box<dyn Storage>, OpenFailure>;
+}
+
+/// Why a brick's store cannot be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OpenFailure {
+    /// This process still has it open, for a brick that is being closed.
+    pub busy: bool,
+    /// What a person is told.
+    pub message: String,
+}
+
+/// An open brick.
+struct OpenBrick {
+    core: usize,
+    run: RunId,
+    space: Space,
+    poisoned: Option<String>,
+    stopped: bool,
+}
+
+/// Takes what goes to other nodes.
+pub type ToOtherNodes = Box<dyn Fn(PeerFrame) + Send + Sync>;
+
+/// The bricks of this node.
+pub struct Bricks {
+    node: NodeId,
+    boot: BootId,
+    stores: Arc<dyn Stores>,
+    cores: RwLock<Vec<CoreThread>>,
+    open: RwLock<BTreeMap<BrickId, OpenBrick>>,
+    failed: Mutex<BTreeMap<BrickId, String>>,
+    reports: mpsc::UnboundedSender<FromBrick>,
+    changed: watch::Sender<u64>,
+    other_nodes: ToOtherNodes,
+}
+
+impl std::fmt::Debug for Bricks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.open.read().keys()).finish()
+    }
+}
+
+/// The machine's boot, or a random one where the kernel does not tell (then no restart counts as the same boot).
+fn boot_id() -> BootId {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().parse().unwrap_or(BootId(random_id()))
+}
+
+impl Bricks {
+    /// Starts `threads` cores without bricks. Reports go to `reports`.
+    ///
+    /// # Errors
+    /// If the system gives no thread.
+    pub fn start(
+        node: NodeId,
+        threads: usize,
+        stores: Arc<dyn Stores>,
+        reports: mpsc::UnboundedSender<FromBrick>,
+        other_nodes: ToOtherNodes,
+    ) -> std::io::Result<Arc<Self>> {
+        let bricks = Arc::new(Self {
+            node,
+            boot: boot_id(),
+            stores,
+            cores: RwLock::new(Vec::new()),
+            open: RwLock::new(BTreeMap::new()),
+            failed: Mutex::new(BTreeMap::new()),
+            reports,
+            changed: watch::channel(0).0,
+            other_nodes,
+        });
+        for number in 0..threads.max(1) {
+            let core = CoreThread::start(number, Arc::clone(&bricks) as _)?;
+            bricks.cores.write().push(core);
+        }
+        Ok(bricks)
+    }
+
+    /// The runtime of the first core.
+    pub fn first_runtime(&self) -> Option<tokio::runtime::Handle> {
+        self.cores.read().first().map(|core| core.runtime().clone())
+    }
+
+    /// The core that serves a brick.
+    pub fn core_of(&self, brick: BrickId) -> Option<usize> {
+        self.open.read().get(&brick).map(|open| open.core)
+    }
+
+    /// Gives a core a message.
+    pub fn push(&self, core: usize, message: Message) {
+        if let Some(core) = self.cores.read().get(core) {
+            core.push(message);
+        }
+    }
+
+    /// Closes all bricks in good order and ends the cores.
+    pub async fn stop(&self) {
+        let all: Vec<BrickId> = self.open.read().keys().copied().collect();
+        self.close_all(all).await;
+        let cores = std::mem::take(&mut *self.cores.write());
+        for core in cores {
+            core.join();
+        }
+    }
+
+    async fn close_all(&self, bricks: Vec<BrickId>) {
+        let mut changed = self.changed.subscribe();
+        for brick in &bricks {
+            self.order(*brick, ToBrick::Stop);
+        }
+        let all_stopped = async {
+            loop {
+                changed.mark_unchanged();
+                let stopped = {
+                    let open = self.open.read();
+                    bricks.iter().all(|brick| {
+                        open.get(brick)
+                            .is_none_or(|open| open.stopped || open.poisoned.is_some())
+                    })
+                };
+                if stopped || changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(STOP_TIME, all_stopped).await.is_err() {
+            tracing::warn!(
+                "not every brick stopped in good order; they will join again by their logs"
+            );
+        }
+        for brick in bricks {
+            if let Some(open) = self.open.write().remove(&brick) {
+                self.push(open.core, Message::Close(brick));
+            }
+        }
+    }
+
+    /// The core with the fewest bricks.
+    fn lightest(&self) -> usize {
+        let mut load = vec![0usize; self.cores.read().len().max(1)];
+        for open in self.open.read().values() {
+            load[open.core] += 1;
+        }
+        let least = load.iter().enumerate().min_by_key(|(_, count)| **count);
+        least.map_or(0, |(core, _)| core)
+    }
+
+    async fn open_brick(
+        self: Arc<Self>,
+        volume: VolumeInfo,
+        set: SetIndex,
+        brick: BrickInfo,
+    ) -> Result<(), String> {
+        if self.core_of(brick.id).is_some() {
+            return Ok(());
+        }
+        let (id, path) = (brick.id, brick.path.clone());
+        let what = Arc::new((volume, brick));
+        let mut patience = BUSY_TRIES;
+        let store = loop {
+            let (stores, what) = (Arc::clone(&self.stores), Arc::clone(&what));
+            let opening = move || stores.open(&what.0, set, &what.1);
+            match tokio::task::spawn_blocking(opening).await {
+                Ok(Ok(store)) => break store,
+                Ok(Err(failure)) if failure.busy && patience > 0 => {
+                    patience -= 1;
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                Ok(Err(failure)) => return Err(self.cannot_open(id, failure.message)),
+                Err(error) => return Err(self.cannot_open(id, format!("{path}: {error}"))),
+            }
+        };
+        self.failed.lock().remove(&id);
+        let run = RunId(random_id());
+        let core = {
+            let core = self.lightest();
+            let mut open = self.open.write();
+            if open.contains_key(&id) {
+                return Ok(());
+            }
+            let entry = OpenBrick {
+                core,
+                run,
+                space: store.space(),
+                poisoned: None,
+                stopped: false,
+            };
+            open.insert(id, entry);
+            core
+        };
+        let config = BrickConfig {
+            brick: id,
+            node: self.node,
+            boot: self.boot,
+            run,
+            store,
+        };
+        self.push(core, Message::Open(Box::new(config)));
+        tracing::info!(brick = %id, path, "open");
+        Ok(())
+    }
+
+    fn cannot_open(&self, brick: BrickId, error: String) -> String {
+        self.failed.lock().insert(brick, error.clone());
+        error
+    }
+}
+
+/// This node's bricks of a volume, with their sets.
+fn own_bricks(volume: &VolumeInfo, node: NodeId) -> Vec<(SetIndex, BrickInfo)> {
+    let mut own = Vec::new();
+    for (index, set) in volume.sets.iter().enumerate() {
+        for brick in set.iter().filter(|brick| brick.node == node) {
+            own.push((SetIndex(index as u32), brick.clone()));
+        }
+    }
+    own
+}
+
+impl Post for Bricks {
+    fn send_peer(&self, frame: PeerFrame) {
+        match self.core_of(frame.envelope.to) {
+            Some(core) => self.push(core, Message::Peer(frame)),
+            None => (self.other_nodes)(frame),
+        }
+    }
+
+    fn report(&self, report: FromBrick) {
+        let notable = {
+            let mut open = self.open.write();
+            match (open.get_mut(&report.brick), &report.event) {
+                (Some(open), BrickEvent::Poisoned { reason }) if open.run == report.run => {
+                    open.poisoned = Some(reason.clone());
+                    true
+                }
+                (Some(open), BrickEvent::Stopped) if open.run == report.run => {
+                    open.stopped = true;
+                    true
+                }
+                (Some(open), BrickEvent::Started { space, .. }) => {
+                    open.space = *space;
+                    false
+                }
+                _ => false,
+            }
+        };
+        if notable {
+            self.changed.send_modify(|count| *count += 1);
+        }
+        // Nobody listens any more while the daemon stops.
+        let _ = self.reports.send(report);
+    }
+}
+
+impl Orders for Bricks {
+    fn order(&self, brick: BrickId, order: ToBrick) {
+        if let Some(core) = self.core_of(brick) {
+            self.push(core, Message::Order { brick, order });
+        }
+    }
+}
+
+/// [`Bricks`] as the control plane sees them.
+#[derive(Clone, Debug)]
+pub struct Host(pub Arc<Bricks>);
+
+impl BrickHost for Host {
+    fn format(&self, brick: FormatBrick) -> BoxFuture<'static, Result<(), String>> {
+        let stores = Arc::clone(&self.0.stores);
+        Box::pin(async move {
+            let formatted = tokio::task::spawn_blocking(move || stores.format(&brick)).await;
+            formatted.unwrap_or_else(|error| Err(error.to_string()))
+        })
+    }
+
+    fn unformat(&self, brick: BrickInfo) -> BoxFuture<'static, ()> {
+        let stores = Arc::clone(&self.0.stores);
+        Box::pin(async move {
+            if let Err(error) = tokio::task::spawn_blocking(move || stores.unformat(&brick)).await {
+                tracing::error!(%error, "what was formatted could not be removed");
+            }
+        })
+    }
+
+    fn open(&self, volume: VolumeInfo) -> BoxFuture<'static, Result<(), String>> {
+        let bricks = Arc::clone(&self.0);
+        Box::pin(async move {
+            let opening = own_bricks(&volume, bricks.node)
+                .into_iter()
+                .map(|(set, brick)| Arc::clone(&bricks).open_brick(volume.clone(), set, brick));
+            let errors: Vec<String> = join_all(opening)
+                .await
+                .into_iter()
+                .filter_map(Result::err)
+                .collect();
+            if errors.is_empty() {
+                Ok(())
+            } else {
+                Err(errors.join("; "))
+            }
+        })
+    }
+
+    fn close(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
+        let bricks = Arc::clone(&self.0);
+        Box::pin(async move {
+            let own = own_bricks(&volume, bricks.node);
+            let ids = own.into_iter().map(|(_, brick)| brick.id).collect();
+            bricks.close_all(ids).await;
+        })
+    }
+
+    fn health(&self, brick: BrickId) -> BrickHealth {
+        match self.0.open.read().get(&brick) {
+            Some(open) => BrickHealth {
+                online: open.poisoned.is_none() && !open.stopped,
+                run: Some(open.run),
+                reason: open.poisoned.clone().unwrap_or_default(),
+                space: Some(open.space),
+            },
+            None => BrickHealth {
+                reason: self
+                    .0
+                    .failed
+                    .lock()
+                    .get(&brick)
+                    .cloned()
+                    .unwrap_or_default(),
+                ..BrickHealth::default()
+            },
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Requests from the wire: to the core of their brick, or to the control plane.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mortar_protocol::admin::AdminRequest;
+use mortar_protocol::error::Fault;
+use mortar_protocol::fop::{Answer, Call, Request, Stage, StageAnswer};
+use mortar_protocol::frame::Frame;
+use mortar_protocol::ids::{Mark, Seq};
+use mortar_protocol::peer::{PeerEnvelope, PeerFrame};
+use mortar_protocol::transport::{Identity, Peer, ReplyTo, Service};
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use super::bricks::Bricks;
+use crate::brick::Message;
+
+/// A management request on its way to the control plane's thread.
+pub struct AdminCall {
+    /// Who asks.
+    pub peer: Peer,
+    /// What.
+    pub request: AdminRequest,
+    /// Takes the answer.
+    pub reply: ReplyTo,
+}
+
+/// Management requests that may wait; more are not answered.
+pub const ADMIN_QUEUE: usize = 4_096;
+
+/// Serves a node's requests.
+pub struct NodeService {
+    bricks: Arc<Bricks>,
+    admin: mpsc::Sender<AdminCall>,
+}
+
+impl NodeService {
+    /// A service over this node's bricks; management requests go to `admin`.
+    pub fn new(bricks: Arc<Bricks>, admin: mpsc::Sender<AdminCall>) -> Self {
+        Self { bricks, admin }
+    }
+
+    fn fop(&self, peer: &Peer, call: Call, body: Bytes, reply: ReplyTo) {
+        let uid = match peer.identity {
+            Identity::Client { uid } => uid,
+            Identity::Node(_) => 0,
+        };
+        let Some(core) = self.bricks.core_of(call.brick) else {
+            return answer(reply, &refusal(Fault::UnknownBrick), Bytes::new());
+        };
+        let message = Message::Call {
+            call: Box::new(call),
+            body,
+            uid,
+            reply: Box::new(move |given, body| answer(reply, &given, body)),
+        };
+        self.bricks.push(core, message);
+    }
+
+    fn stage(&self, stage: Stage, data: Bytes, reply: ReplyTo) {
+        let mut by_core: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for (place, brick) in stage.bricks.iter().enumerate() {
+            if let Some(core) = self.bricks.core_of(*brick) {
+                by_core.entry(core).or_default().push(place);
+            }
+        }
+        let all = Arc::new(Gather {
+            results: Mutex::new(vec![Err(Fault::UnknownBrick); stage.bricks.len()]),
+            reply: Mutex::new(Some(reply)),
+        });
+        for (core, places) in by_core {
+            let bricks = places.iter().map(|place| stage.bricks[*place]).collect();
+            let all = Arc::clone(&all);
+            let message = Message::Stage {
+                stage: Stage {
+                    stage: stage.stage,
+                    bricks,
+                },
+                data: data.clone(),
+                reply: Box::new(move |given| {
+                    let mut results = all.results.lock();
+                    for (place, result) in places.into_iter().zip(given.results) {
+                        results[place] = result;
+                    }
+                }),
+            };
+            self.bricks.push(core, message);
+        }
+    }
+
+    fn peer(&self, peer: &Peer, envelope: PeerEnvelope, body: Bytes, reply: ReplyTo) {
+        if !matches!(peer.identity, Identity::Node(_)) {
+            tracing::warn!(from = %peer.addr, "a client spoke as if it were a brick");
+            return;
+        }
+        match PeerFrame::decode(envelope, body) {
+            Ok(frame) => {
+                if let Some(core) = self.bricks.core_of(frame.envelope.to) {
+                    self.bricks.push(core, Message::Peer(frame));
+                }
+                reply(Frame::default());
+            }
+            Err(error) => {
+                tracing::warn!(from = %peer.addr, %error, "a node sent entries that cannot be read");
+            }
+        }
+    }
+}
+
+/// Puts the answers of several cores together; sends them when the last one has come (or been dropped).
+struct Gather {
+    results: Mutex<Vec<Result<(), Fault>>>,
+    reply: Mutex<Option<ReplyTo>>,
+}
+
+impl Drop for Gather {
+    fn drop(&mut self) {
+        if let Some(reply) = self.reply.get_mut().take() {
+            let results = std::mem::take(self.results.get_mut());
+            answer(reply, &StageAnswer { results }, Bytes::new());
+        }
+    }
+}
+
+fn refusal(fault: Fault) -> Answer {
+    Answer {
+        mark: Mark::default(),
+        flushed: Seq::default(),
+        result: Err(fault),
+    }
+}
+
+/// Sends an answer; one that cannot be encoded is replaced by an error.
+pub fn answer<T: Serialize>(reply: ReplyTo, message: &T, body: Bytes) {
+    match Frame::new(message, body) {
+        Ok(frame) => reply(frame),
+        Err(error) => {
+            tracing::error!(%error, "an answer cannot be sent");
+            if let Ok(frame) = Frame::new(&refusal(Fault::Protocol), Bytes::new()) {
+                reply(frame);
+            }
+        }
+    }
+}
+
+impl Service for NodeService {
+    fn serve(&self, peer: Peer, frame: Frame, reply: ReplyTo) {
+        let body = frame.body.clone();
+        match frame.message::<Request>() {
+            Ok(Request::Fop(call)) => self.fop(&peer, call, body, reply),
+            Ok(Request::Stage(stage)) => self.stage(stage, body, reply),
+            Ok(Request::Peer(envelope)) => self.peer(&peer, envelope, body, reply),
+            Ok(Request::Admin(request)) => {
+                let call = AdminCall {
+                    peer,
+                    request,
+                    reply,
+                };
+                if self.admin.try_send(call).is_err() {
+                    tracing::warn!("too many management requests at a time");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(from = %peer.addr, %error, "refused a request");
+                answer(reply, &refusal(Fault::Protocol), Bytes::new());
+            }
+        }
+    }
+}
