@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 
 use super::core_thread::{CoreThread, Post};
-use crate::brick::{BrickConfig, Message, Storage};
+use crate::brick::{BrickConfig, Message, Rules, Storage};
 use crate::control::admin::{BrickHealth, BrickHost, FormatBrick};
 use crate::control::leader::Orders;
 
@@ -55,6 +55,15 @@ pub struct OpenFailure {
     pub busy: bool,
     /// What a person is told.
     pub message: String,
+}
+
+/// What bricks are made of.
+#[derive(Clone)]
+pub struct Backend {
+    /// Their stores.
+    pub stores: Arc<dyn Stores>,
+    /// The meaning of file operations.
+    pub rules: Arc<dyn Rules>,
 }
 
 /// An open brick.
@@ -102,14 +111,14 @@ impl Bricks {
     pub fn start(
         node: NodeId,
         threads: usize,
-        stores: Arc<dyn Stores>,
+        backend: Backend,
         reports: mpsc::UnboundedSender<FromBrick>,
         other_nodes: ToOtherNodes,
     ) -> std::io::Result<Arc<Self>> {
         let bricks = Arc::new(Self {
             node,
             boot: boot_id(),
-            stores,
+            stores: backend.stores,
             cores: RwLock::new(Vec::new()),
             open: RwLock::new(BTreeMap::new()),
             failed: Mutex::new(BTreeMap::new()),
@@ -118,7 +127,8 @@ impl Bricks {
             other_nodes,
         });
         for number in 0..threads.max(1) {
-            let core = CoreThread::start(number, Arc::clone(&bricks) as _)?;
+            let core =
+                CoreThread::start(number, Arc::clone(&backend.rules), Arc::clone(&bricks) as _)?;
             bricks.cores.write().push(core);
         }
         Ok(bricks)
@@ -203,6 +213,7 @@ impl Bricks {
             return Ok(());
         }
         let (id, path) = (brick.id, brick.path.clone());
+        let set_id = volume.set_id(set);
         let what = Arc::new((volume, brick));
         let mut patience = BUSY_TRIES;
         let store = loop {
@@ -241,7 +252,8 @@ impl Bricks {
             node: self.node,
             boot: self.boot,
             run,
-            store,
+            set: set_id,
+            storage: store,
         };
         self.push(core, Message::Open(Box::new(config)));
         tracing::info!(brick = %id, path, "open");

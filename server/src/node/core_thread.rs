@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
-use crate::brick::{Completions, Core, Message, Outbox};
+use crate::brick::{Completions, Core, Message, Outbox, Rules};
 
 /// The core is run at least this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -50,7 +50,11 @@ impl CoreThread {
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub fn start(number: usize, post: Arc<dyn Post>) -> std::io::Result<Self> {
+    pub fn start(
+        number: usize,
+        rules: Arc<dyn Rules>,
+        post: Arc<dyn Post>,
+    ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -60,7 +64,7 @@ impl CoreThread {
         let own = Arc::clone(&inbox);
         let thread = std::thread::Builder::new()
             .name(format!("mortar-core-{number}"))
-            .spawn(move || runtime.block_on(drive(own, post, stopped)))?;
+            .spawn(move || runtime.block_on(drive(own, rules, post, stopped)))?;
         Ok(Self {
             inbox,
             runtime: handle,
@@ -104,10 +108,15 @@ impl Outbox for Out<'_> {
     }
 }
 
-async fn drive(inbox: Arc<Inbox>, post: Arc<dyn Post>, mut stopped: oneshot::Receiver<()>) {
+async fn drive(
+    inbox: Arc<Inbox>,
+    rules: Arc<dyn Rules>,
+    post: Arc<dyn Post>,
+    mut stopped: oneshot::Receiver<()>,
+) {
     let waker = Arc::clone(&inbox);
     let completions = Completions::new(Box::new(move || waker.wake.notify_one()));
-    let mut core = Core::new(Arc::clone(&completions));
+    let mut core = Core::new(rules, Arc::clone(&completions));
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut batch = Vec::new();
@@ -122,7 +131,9 @@ async fn drive(inbox: Arc<Inbox>, post: Arc<dyn Post>, mut stopped: oneshot::Rec
         for message in batch.drain(..) {
             core.push(message);
         }
-        core.run(mono_now(), wall_now(), &mut Out(&*post));
+        if core.run(mono_now(), wall_now(), &mut Out(&*post)) {
+            inbox.wake.notify_one();
+        }
         if ends {
             return;
         }

@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::api;
-use super::bricks::{Bricks, Host, Stores};
+use super::bricks::{Backend, Bricks, Host};
 use super::data_dir::{DataDir, DataDirError};
 use super::enrolment::EnrolSocket;
 use super::service::{ADMIN_QUEUE, AdminCall, NodeService, answer};
@@ -80,7 +80,7 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// See [`DaemonError`].
-pub fn run(options: &Options, stores: Arc<dyn Stores>) -> Result<(), DaemonError> {
+pub fn run(options: &Options, backend: Backend) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -95,7 +95,7 @@ pub fn run(options: &Options, stores: Arc<dyn Stores>) -> Result<(), DaemonError
                 _ = interrupt.recv() => {}
             }
         };
-        serve(options, stores, stop, |_| {}).await
+        serve(options, backend, stop, |_| {}).await
     })
 }
 
@@ -105,7 +105,7 @@ pub fn run(options: &Options, stores: Arc<dyn Stores>) -> Result<(), DaemonError
 /// See [`DaemonError`].
 pub async fn serve(
     options: &Options,
-    stores: Arc<dyn Stores>,
+    backend: Backend,
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), DaemonError> {
@@ -116,7 +116,7 @@ pub async fn serve(
     let other_nodes = Box::new(|frame: mortar_protocol::peer::PeerFrame| {
         tracing::debug!(to = %frame.envelope.to, "a message to a brick that is not open");
     });
-    let bricks = Bricks::start(data.node, options.threads, stores, reports, other_nodes)
+    let bricks = Bricks::start(data.node, options.threads, backend, reports, other_nodes)
         .map_err(system("core threads"))?;
     let core = bricks
         .first_runtime()

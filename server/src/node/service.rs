@@ -43,11 +43,7 @@ impl NodeService {
         Self { bricks, admin }
     }
 
-    fn fop(&self, peer: &Peer, call: Call, body: Bytes, reply: ReplyTo) {
-        let uid = match peer.identity {
-            Identity::Client { uid } => uid,
-            Identity::Node(_) => 0,
-        };
+    fn fop(&self, uid: u32, call: Call, body: Bytes, reply: ReplyTo) {
         let Some(core) = self.bricks.core_of(call.brick) else {
             return answer(reply, &refusal(Fault::UnknownBrick), Bytes::new());
         };
@@ -60,7 +56,7 @@ impl NodeService {
         self.bricks.push(core, message);
     }
 
-    fn stage(&self, stage: Stage, data: Bytes, reply: ReplyTo) {
+    fn stage(&self, uid: u32, stage: Stage, data: Bytes, reply: ReplyTo) {
         let mut by_core: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for (place, brick) in stage.bricks.iter().enumerate() {
             if let Some(core) = self.bricks.core_of(*brick) {
@@ -80,6 +76,7 @@ impl NodeService {
                     bricks,
                 },
                 data: data.clone(),
+                uid,
                 reply: Box::new(move |given| {
                     let mut results = all.results.lock();
                     for (place, result) in places.into_iter().zip(given.results) {
@@ -149,9 +146,13 @@ pub fn answer<T: Serialize>(reply: ReplyTo, message: &T, body: Bytes) {
 impl Service for NodeService {
     fn serve(&self, peer: Peer, frame: Frame, reply: ReplyTo) {
         let body = frame.body.clone();
+        let uid = match peer.identity {
+            Identity::Client { uid } => uid,
+            Identity::Node(_) => 0,
+        };
         match frame.message::<Request>() {
-            Ok(Request::Fop(call)) => self.fop(&peer, call, body, reply),
-            Ok(Request::Stage(stage)) => self.stage(stage, body, reply),
+            Ok(Request::Fop(call)) => self.fop(uid, call, body, reply),
+            Ok(Request::Stage(stage)) => self.stage(uid, stage, body, reply),
             Ok(Request::Peer(envelope)) => self.peer(&peer, envelope, body, reply),
             Ok(Request::Admin(request)) => {
                 let call = AdminCall {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use mortar_protocol::admin::{AdminReply, AdminRequest, BrickSpec, CreateVolume};
 use mortar_protocol::enrol;
-use mortar_protocol::fop::Request;
+use mortar_protocol::entry::Effect;
+use mortar_protocol::error::Fault;
+use mortar_protocol::fop::{Fop, Request};
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{NodeId, SetIndex};
 use mortar_protocol::transport::Transport;
@@ -14,9 +16,9 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::brick::Storage;
+use crate::brick::{Asked, Executed, ReadAnswer, Rules, StateAt, Storage};
 use crate::control::admin::FormatBrick;
-use crate::node::bricks::OpenFailure;
+use crate::node::bricks::{OpenFailure, Stores};
 
 #[derive(Default)]
 struct NoStores(Mutex<BTreeSet<String>>);
@@ -44,6 +46,28 @@ impl Stores for NoStores {
     }
 }
 
+struct NoRules;
+
+impl Rules for NoRules {
+    fn execute(
+        &self,
+        _: &StateAt<'_>,
+        _: &Asked<'_>,
+        _: &Fop,
+        _: &Bytes,
+    ) -> Result<Executed, Fault> {
+        Err(Fault::Protocol)
+    }
+
+    fn answer(&self, _: &StateAt<'_>, _: &Asked<'_>, _: &Fop) -> Result<ReadAnswer, Fault> {
+        Err(Fault::Protocol)
+    }
+
+    fn session_end(&self, _: &StateAt<'_>, _: &Asked<'_>) -> Result<Vec<Effect>, Fault> {
+        Err(Fault::Protocol)
+    }
+}
+
 struct Running {
     stop: oneshot::Sender<()>,
     thread: std::thread::JoinHandle<Result<(), DaemonError>>,
@@ -67,14 +91,13 @@ fn start(dir: &std::path::Path) -> Running {
         let stop = async {
             let _ = stopped.await;
         };
-        runtime.block_on(serve(
-            &options,
-            Arc::new(NoStores::default()),
-            stop,
-            |addr| {
-                ready.send(addr).unwrap();
-            },
-        ))
+        let backend = Backend {
+            stores: Arc::new(NoStores::default()),
+            rules: Arc::new(NoRules),
+        };
+        runtime.block_on(serve(&options, backend, stop, |addr| {
+            ready.send(addr).unwrap();
+        }))
     });
     Running {
         stop,
