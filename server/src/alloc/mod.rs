@@ -1,1 +1,404 @@
 //! Space of the extent area: which 4 KiB blocks are free.
+//!
+//! Two things are kept apart: what the *tree* refers to (saved at checkpoints, one bitmap record per segment of
+//! 128 MiB) and what is *busy* in memory: that, stages not attached yet, chunks of the tree itself, and freed blocks
+//! that the last durable checkpoint still refers to. Blocks are handed out only if they are not busy, so a block that
+//! was freed is used again only after a durable checkpoint without it, and after every read that may still look at it.
+
+use std::sync::Arc;
+
+/// Blocks of a segment (128 MiB).
+pub const SEGMENT_BLOCKS: u64 = 32_768;
+/// Blocks of a metadata chunk (64 KiB).
+pub const CHUNK_BLOCKS: u32 = 16;
+/// Longest run handed out, in blocks (1 MiB).
+pub const MAX_RUN: u32 = 256;
+
+const WORDS: usize = (SEGMENT_BLOCKS / 64) as usize;
+
+/// A contiguous range of blocks of the extent area.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize,
+)]
+pub struct Run {
+    /// First block.
+    pub start: u64,
+    /// Number of blocks.
+    pub len: u32,
+}
+
+/// A bitmap over the extent area.
+#[derive(Clone)]
+struct Bitmap {
+    words: Vec<u64>,
+    set: u64,
+}
+
+impl Bitmap {
+    fn new(blocks: u64) -> Self {
+        Self {
+            words: vec![0; blocks.div_ceil(64) as usize],
+            set: 0,
+        }
+    }
+
+    fn get(&self, block: u64) -> bool {
+        self.words
+            .get((block / 64) as usize)
+            .is_some_and(|word| word >> (block % 64) & 1 == 1)
+    }
+
+    fn put(&mut self, block: u64, value: bool) {
+        if let Some(word) = self.words.get_mut((block / 64) as usize) {
+            let bit = 1 << (block % 64);
+            if value && *word & bit == 0 {
+                *word |= bit;
+                self.set += 1;
+            } else if !value && *word & bit != 0 {
+                *word &= !bit;
+                self.set -= 1;
+            }
+        }
+    }
+
+    /// Next clear bit at or after `from`, below `end`.
+    fn next_clear(&self, from: u64, end: u64) -> Option<u64> {
+        let mut at = from;
+        while at < end {
+            let word = !self.words[(at / 64) as usize] >> (at % 64);
+            if word != 0 {
+                let found = at + u64::from(word.trailing_zeros());
+                return (found < end).then_some(found);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+}
+
+/// Keeps the blocks that a read looks at from being used again; give it back by dropping it.
+#[derive(Clone, Debug)]
+pub struct ReadPin {
+    _token: Arc<()>,
+}
+
+/// The allocator of one brick.
+pub struct Allocator {
+    blocks: u64,
+    tree: Bitmap,
+    busy: Bitmap,
+    dirty: Vec<bool>,
+    /// Freed since the last checkpoint began.
+    freed: Vec<Run>,
+    /// Freed before the checkpoint that runs.
+    freeing: Vec<Run>,
+    /// Free on the medium, but reads that began earlier may still look at them.
+    limbo: Vec<(Arc<()>, Vec<Run>)>,
+    waiting: u64,
+    token: Arc<()>,
+    cursor: u64,
+}
+
+impl Allocator {
+    /// An allocator over `blocks` blocks, all free.
+    pub fn new(blocks: u64) -> Self {
+        let segments = blocks.div_ceil(SEGMENT_BLOCKS) as usize;
+        Self {
+            blocks,
+            tree: Bitmap::new(blocks),
+            busy: Bitmap::new(blocks),
+            dirty: vec![false; segments],
+            freed: Vec::new(),
+            freeing: Vec::new(),
+            limbo: Vec::new(),
+            waiting: 0,
+            token: Arc::new(()),
+            cursor: 0,
+        }
+    }
+
+    /// Number of blocks in all.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// Blocks that can be handed out now.
+    pub fn free_now(&self) -> u64 {
+        self.blocks - self.busy.set
+    }
+
+    /// Blocks that can be handed out now or after the next checkpoint.
+    pub fn free(&self) -> u64 {
+        self.free_now() + self.waiting
+    }
+
+    /// Takes a saved segment bitmap (4 KiB) into account.
+    ///
+    /// # Errors
+    /// If it is no bitmap of that segment.
+    pub fn load(&mut self, segment: u32, bitmap: &[u8]) -> Result<(), DamagedBitmap> {
+        let first = u64::from(segment) * SEGMENT_BLOCKS;
+        if bitmap.len() != WORDS * 8 || first >= self.blocks {
+            return Err(DamagedBitmap(segment));
+        }
+        for (byte_at, byte) in bitmap.iter().enumerate().filter(|(_, byte)| **byte != 0) {
+            for bit in (0..8).filter(|bit| byte >> bit & 1 == 1) {
+                let block = first + byte_at as u64 * 8 + bit;
+                if block >= self.blocks {
+                    return Err(DamagedBitmap(segment));
+                }
+                self.tree.put(block, true);
+                self.busy.put(block, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out `blocks` blocks in as few runs as it finds (of up to [`MAX_RUN`] each); nothing if they are not there.
+    pub fn allocate(&mut self, blocks: u32) -> Option<Vec<Run>> {
+        self.sweep();
+        if u64::from(blocks) > self.free_now() {
+            return None;
+        }
+        let mut runs = Vec::new();
+        let mut left = blocks;
+        let mut wrapped = false;
+        while left > 0 {
+            let Some(start) = self.busy.next_clear(self.cursor, self.blocks) else {
+                if wrapped {
+                    runs.iter().for_each(|run| self.release(*run));
+                    return None;
+                }
+                wrapped = true;
+                self.cursor = 0;
+                continue;
+            };
+            let mut len = 0;
+            while len < left.min(MAX_RUN)
+                && start + u64::from(len) < self.blocks
+                && !self.busy.get(start + u64::from(len))
+            {
+                len += 1;
+            }
+            let run = Run { start, len };
+            self.mark(run, true);
+            self.cursor = start + u64::from(len);
+            runs.push(run);
+            left -= len;
+        }
+        Some(runs)
+    }
+
+    /// Hands out one aligned chunk of 16 blocks from the top end; gives its first block.
+    pub fn allocate_chunk(&mut self) -> Option<u64> {
+        self.sweep();
+        let step = u64::from(CHUNK_BLOCKS);
+        let mut at = self.blocks / step;
+        while at > 0 {
+            at -= 1;
+            let start = at * step;
+            let word = self.busy.words[(start / 64) as usize] >> (start % 64) & 0xffff;
+            if word == 0 {
+                self.mark(
+                    Run {
+                        start,
+                        len: CHUNK_BLOCKS,
+                    },
+                    true,
+                );
+                return Some(start);
+            }
+        }
+        None
+    }
+
+    fn mark(&mut self, run: Run, busy: bool) {
+        for block in run.start..run.start + u64::from(run.len) {
+            self.busy.put(block, busy);
+        }
+    }
+
+    /// Marks blocks busy that something outside the tree refers to (a chunk, a stage of the WAL).
+    pub fn hold(&mut self, run: Run) {
+        self.mark(run, true);
+    }
+
+    /// Whether all of a run lies within the area.
+    pub fn contains(&self, run: Run) -> bool {
+        run.start
+            .checked_add(u64::from(run.len))
+            .is_some_and(|end| end <= self.blocks)
+    }
+
+    /// The tree refers to these blocks from now on.
+    pub fn attach(&mut self, run: Run) {
+        for block in run.start..run.start + u64::from(run.len) {
+            self.tree.put(block, true);
+            self.busy.put(block, true);
+            self.dirty[(block / SEGMENT_BLOCKS) as usize] = true;
+        }
+    }
+
+    /// Whether the tree refers to a block.
+    pub fn attached(&self, block: u64) -> bool {
+        self.tree.get(block)
+    }
+
+    /// The tree refers to these blocks no more; they become free with the next durable checkpoint.
+    pub fn free_run(&mut self, run: Run) {
+        for block in run.start..run.start + u64::from(run.len) {
+            self.tree.put(block, false);
+            if let Some(dirty) = self.dirty.get_mut((block / SEGMENT_BLOCKS) as usize) {
+                *dirty = true;
+            }
+        }
+        self.waiting += u64::from(run.len);
+        self.freed.push(run);
+    }
+
+    /// A chunk of the tree is used no more; it becomes free with the next durable checkpoint.
+    pub fn free_chunk(&mut self, start: u64) {
+        self.waiting += u64::from(CHUNK_BLOCKS);
+        self.freed.push(Run {
+            start,
+            len: CHUNK_BLOCKS,
+        });
+    }
+
+    /// Gives back blocks that were never attached: free at once.
+    pub fn release(&mut self, run: Run) {
+        self.mark(run, false);
+    }
+
+    /// Begins a checkpoint: gives the segments whose bitmaps changed, as (number, bitmap).
+    pub fn begin_checkpoint(&mut self) -> Vec<(u32, Vec<u8>)> {
+        self.freeing.append(&mut self.freed);
+        let mut saved = Vec::new();
+        for (segment, dirty) in self.dirty.iter_mut().enumerate() {
+            if std::mem::take(dirty) {
+                let first = segment * WORDS;
+                let mut bitmap: Vec<u8> = self
+                    .tree
+                    .words
+                    .iter()
+                    .skip(first)
+                    .take(WORDS)
+                    .flat_map(|word| word.to_le_bytes())
+                    .collect();
+                bitmap.resize(WORDS * 8, 0);
+                saved.push((segment as u32, bitmap));
+            }
+        }
+        saved
+    }
+
+    /// The checkpoint is durable: what was freed before it began is free.
+    pub fn checkpoint_done(&mut self) {
+        let runs = std::mem::take(&mut self.freeing);
+        let token = std::mem::replace(&mut self.token, Arc::new(()));
+        self.limbo.push((token, runs));
+        self.sweep();
+    }
+
+    /// The blocks freed by a checkpoint whose readers are gone become free.
+    fn sweep(&mut self) {
+        while let Some((token, _)) = self.limbo.first() {
+            if Arc::strong_count(token) > 1 {
+                return;
+            }
+            let (_, runs) = self.limbo.remove(0);
+            for run in runs {
+                self.waiting -= u64::from(run.len);
+                self.mark(run, false);
+            }
+        }
+    }
+
+    /// Keeps every block from being used again until the pin is dropped.
+    pub fn pin(&self) -> ReadPin {
+        ReadPin {
+            _token: self.token.clone(),
+        }
+    }
+}
+
+/// A saved bitmap that does not fit its segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the saved bitmap of segment {0} is damaged")]
+pub struct DamagedBitmap(pub u32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn freed_blocks_return_after_the_checkpoint_and_the_readers() {
+        let mut alloc = Allocator::new(64);
+        let runs = alloc.allocate(64).unwrap();
+        runs.iter().for_each(|run| alloc.attach(*run));
+        assert_eq!(alloc.allocate(1), None);
+        alloc.free_run(Run { start: 5, len: 3 });
+        assert_eq!((alloc.free(), alloc.free_now()), (3, 0));
+        let pin = alloc.pin();
+        alloc.begin_checkpoint();
+        alloc.free_run(Run { start: 20, len: 1 });
+        alloc.checkpoint_done();
+        assert_eq!(alloc.allocate(1), None, "a reader may still look");
+        drop(pin);
+        assert_eq!(alloc.allocate(3).unwrap(), vec![Run { start: 5, len: 3 }]);
+        assert_eq!(alloc.allocate(1), None, "freed after the checkpoint began");
+    }
+
+    #[test]
+    fn chunks_come_from_the_top() {
+        let mut alloc = Allocator::new(100);
+        assert_eq!(alloc.allocate_chunk(), Some(80));
+        assert_eq!(alloc.allocate_chunk(), Some(64));
+        assert_eq!(
+            alloc
+                .allocate(68)
+                .unwrap()
+                .iter()
+                .map(|run| run.len)
+                .sum::<u32>(),
+            68
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_hands_out_a_block_twice(ops in proptest::collection::vec((0u8..5, 1u32..40), 1..200)) {
+            let mut alloc = Allocator::new(1_000);
+            let (mut ours, mut dead, mut dying) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+            for (op, n) in ops {
+                match op {
+                    0 | 1 => if let Some(runs) = alloc.allocate(n) {
+                        for run in runs {
+                            for block in run.start..run.start + u64::from(run.len) {
+                                prop_assert!(!dead.contains(&block) && !dying.contains(&block));
+                                prop_assert!(ours.insert(block), "block {} twice", block);
+                            }
+                            alloc.attach(run);
+                        }
+                    },
+                    2 => for block in ours.iter().copied().take(n as usize).collect::<Vec<u64>>() {
+                        ours.remove(&block);
+                        dead.insert(block);
+                        alloc.free_run(Run { start: block, len: 1 });
+                    },
+                    3 => { alloc.begin_checkpoint(); dying.append(&mut dead); }
+                    _ => { alloc.checkpoint_done(); dying.clear(); }
+                }
+                prop_assert_eq!(alloc.free(), 1_000 - ours.len() as u64);
+            }
+            let mut saved = Allocator::new(1_000);
+            alloc.dirty.iter_mut().for_each(|dirty| *dirty = true);
+            for (segment, bitmap) in alloc.begin_checkpoint() {
+                saved.load(segment, &bitmap).unwrap();
+            }
+            prop_assert_eq!(saved.free_now(), 1_000 - ours.len() as u64);
+        }
+    }
+}

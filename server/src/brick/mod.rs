@@ -3,6 +3,7 @@
 mod api;
 mod calls;
 mod core;
+mod on_store;
 mod reads;
 mod rules;
 mod sessions;

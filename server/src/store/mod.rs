@@ -1,1 +1,1030 @@
 //! A brick's state: pending map over tree and extents, checkpoints, recovery.
+//!
+//! Entries are appended to the log and enter the pending map; reads look through it as of a position; what every
+//! member has flushed is applied to the tree in batches; checkpoints make the tree durable and release the log.
+
+mod apply;
+pub mod extents;
+mod log;
+mod pending;
+mod read;
+mod recover;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::entry::{Effect, Entry, Object, Space};
+use mortar_protocol::env::Mono;
+use mortar_protocol::ids::{Pos, Seq, SessionId, StageId};
+use mortar_protocol::limits::BLOCK;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::alloc::{Allocator, Run};
+use crate::device::{Device, Done};
+use crate::superblock::{Stored, Superblock, SuperblockError};
+use crate::tree::{Tree, TreeError};
+use crate::wal::{StageAt, WalError, WalPosition};
+
+use apply::Plan;
+use extents::{CHUNK_BLOCKS, DamagedExtent};
+use log::Log;
+use pending::Pending;
+pub use pending::StagedBlock;
+use read::Reader;
+pub use recover::{FormatError, FormatParams, OpenError};
+
+/// Key of the store's own record.
+const META: &[u8] = b"M";
+/// Apply when so many entries wait ...
+const APPLY_ENTRIES: usize = 64;
+/// ... or so many bytes ...
+const APPLY_BYTES: usize = 2 << 20;
+/// ... or after so long.
+const APPLY_AFTER: Duration = Duration::from_millis(50);
+/// Checkpoint after so many entries ...
+const CHECKPOINT_ENTRIES: usize = 20_000;
+/// ... or after so long.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(30);
+/// Most bytes that wait to be applied before admission waits.
+pub const MAX_PENDING: usize = 16 << 20;
+
+/// Why the store did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The brick can neither read nor write its metadata, or a write failed: it is poisoned.
+    #[error("{0}")]
+    Damaged(String),
+    /// The device failed.
+    #[error("device: {0}")]
+    Io(#[source] io::Error),
+    /// No space, in the extent area, the ring or the host's file system.
+    #[error("no space left on the brick")]
+    NoSpace,
+    /// The ring of the log is full until a checkpoint releases some of it.
+    #[error("the log is full until the next checkpoint")]
+    LogFull,
+    /// A stage that an entry attaches is not here.
+    #[error("a stage is missing")]
+    NoStage,
+    /// An entry does not follow the newest one.
+    #[error("an entry is out of order")]
+    Order,
+}
+
+impl From<TreeError> for StoreError {
+    fn from(err: TreeError) -> Self {
+        Self::Damaged(err.to_string())
+    }
+}
+
+impl From<DamagedExtent> for StoreError {
+    fn from(err: DamagedExtent) -> Self {
+        Self::Damaged(err.to_string())
+    }
+}
+
+/// Why a read of data failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// A block fails its checksum here (another member may have it).
+    #[error("a block fails its checksum")]
+    Corrupt,
+    /// The device failed.
+    #[error("device: {0}")]
+    Io(#[source] io::Error),
+    /// The metadata cannot be read.
+    #[error("{0}")]
+    Metadata(#[source] StoreError),
+}
+
+/// The log no longer reaches back that far.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the log no longer reaches back that far")]
+pub struct LogGone;
+
+/// What is known of a stage.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct StageInfo {
+    /// crc32 of each block.
+    pub crcs: Vec<u32>,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Whether a change may be taken in.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Admission {
+    /// Yes.
+    Ok,
+    /// Not now: a checkpoint (started by this call) or applying gives room.
+    Wait,
+    /// No: the brick is full.
+    Full,
+}
+
+/// Records to store (`None`: to remove) together with all entries up to a place.
+pub type Extra<'a> = &'a mut dyn FnMut(Seq) -> Vec<(Bytes, Option<Bytes>)>;
+
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Meta {
+    applied: Pos,
+    /// Where replay starts: behind the last applied entry.
+    wal: WalPosition,
+}
+
+struct Stage {
+    runs: Vec<Run>,
+    blocks: Arc<[StagedBlock]>,
+    written: Arc<AtomicBool>,
+    attached: bool,
+}
+
+struct Held {
+    entry: Arc<Entry>,
+    stages: Vec<StageAt>,
+    weight: usize,
+    blocks: u64,
+}
+
+struct Checkpoint {
+    result: Arc<Mutex<Option<Result<(), String>>>>,
+    wal: WalPosition,
+}
+
+/// The state of one brick.
+pub struct Store {
+    device: Arc<dyn Device>,
+    superblock: Stored,
+    alloc: Arc<Mutex<Allocator>>,
+    tree: Arc<Tree>,
+    wal: Log,
+    pending: Pending,
+    held: VecDeque<Held>,
+    stages: BTreeMap<StageId, Stage>,
+    applied: Pos,
+    applied_wal: WalPosition,
+    announced: Seq,
+    flushed: Pos,
+    reserved: u64,
+    checkpoint: Option<Checkpoint>,
+    checkpoint_wanted: bool,
+    last_checkpoint: Mono,
+    since_checkpoint: usize,
+    last_apply: Mono,
+    damaged_log: bool,
+    poisoned: Option<String>,
+}
+
+/// Blocks that an entry's inline effects may need when they are applied.
+fn blocks_needed(entry: &Entry) -> u64 {
+    let span = |offset: u64, len: u64| (offset + len).div_ceil(BLOCK) - offset / BLOCK;
+    entry
+        .effects
+        .iter()
+        .map(|effect| match effect {
+            Effect::Write { offset, len, .. } => span(*offset, u64::from(*len)),
+            Effect::Reserve { offset, len, .. } => span(*offset, *len),
+            Effect::Punch { .. } => 2,
+            Effect::Share { len, .. } => len / BLOCK,
+            _ => 0,
+        })
+        .sum()
+}
+
+impl Store {
+    /// What the brick says about itself.
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock.block
+    }
+
+    /// Changes the superblock durably. Blocks for a flush.
+    ///
+    /// # Errors
+    /// If it cannot be written: the brick is poisoned.
+    pub fn write_superblock(
+        &mut self,
+        change: impl FnOnce(&mut Superblock),
+    ) -> Result<(), StoreError> {
+        let result = self.superblock.update(&*self.device, change);
+        result.map_err(|err| match err {
+            SuperblockError::Io(err) => self.fail(StoreError::Io(err)),
+            err => self.fail(StoreError::Damaged(err.to_string())),
+        })
+    }
+
+    /// Notes the first failure; from then on the store refuses changes.
+    fn fail(&mut self, err: StoreError) -> StoreError {
+        if self.poisoned.is_none() {
+            self.poisoned = Some(err.to_string());
+        }
+        err
+    }
+
+    /// Why the brick is poisoned, if it is.
+    pub fn poisoned(&self) -> Option<&str> {
+        match &self.poisoned {
+            Some(why) => Some(why),
+            None if self.tree.has_failed() => Some("the metadata tree failed"),
+            None => None,
+        }
+    }
+
+    /// Whether the log was damaged below its flushed mark when it was opened.
+    pub fn log_damaged(&self) -> bool {
+        self.damaged_log
+    }
+
+    /// Position of the newest entry.
+    pub fn head(&self) -> Pos {
+        self.wal.head()
+    }
+
+    /// Position up to which the log survives the loss of power.
+    pub fn flushed(&self) -> Pos {
+        self.flushed
+    }
+
+    /// Position up to which entries are in the tree.
+    pub fn applied(&self) -> Pos {
+        self.applied
+    }
+
+    /// Position up to which entries may be applied.
+    pub fn announced(&self) -> Seq {
+        self.announced
+    }
+
+    /// Position of the entry at `seq`, if the log still holds it.
+    pub fn position_at(&self, seq: Seq) -> Option<Pos> {
+        self.wal.position_at(seq)
+    }
+
+    /// Positions of all entries the log holds, oldest first, and of the one before them.
+    pub fn positions(&self) -> (Pos, Vec<Pos>) {
+        (self.wal.start(), self.wal.positions().collect())
+    }
+
+    /// Appends entries that follow the newest one: one write to the log.
+    ///
+    /// # Errors
+    /// [`StoreError::NoStage`], [`StoreError::Order`], [`StoreError::LogFull`], [`StoreError::NoSpace`] without effect; any other means that
+    /// the brick is poisoned.
+    pub fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), StoreError> {
+        if let Some(why) = self.poisoned() {
+            return Err(StoreError::Damaged(why.to_owned()));
+        }
+        let mut last = self.head();
+        let mut records = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.pos.seq != last.seq.next() || entry.pos.epoch < last.epoch {
+                return Err(StoreError::Order);
+            }
+            last = entry.pos;
+            records.push((entry.clone(), self.places(entry)?));
+        }
+        match self.wal.append(&records) {
+            Ok(()) => {}
+            Err(WalError::Full { .. }) => {
+                self.checkpoint_wanted = true;
+                return Err(StoreError::LogFull);
+            }
+            Err(WalError::HostFull(_)) => return Err(StoreError::NoSpace),
+            Err(WalError::Io(err)) => return Err(self.fail(StoreError::Io(err))),
+            Err(err) => return Err(self.fail(StoreError::Damaged(err.to_string()))),
+        }
+        for (entry, stages) in records {
+            self.hold(entry, stages);
+        }
+        Ok(())
+    }
+
+    fn places(&self, entry: &Entry) -> Result<Vec<StageAt>, StoreError> {
+        let mut places = Vec::new();
+        for effect in &entry.effects {
+            if let Effect::Attach { stage, crcs, .. } = effect {
+                let held = self.stages.get(stage).ok_or(StoreError::NoStage)?;
+                let same = held.blocks.len() == crcs.len()
+                    && held
+                        .blocks
+                        .iter()
+                        .zip(crcs)
+                        .all(|(block, crc)| block.crc == *crc);
+                if !same || !held.written.load(Ordering::Acquire) {
+                    return Err(StoreError::NoStage);
+                }
+                places.push((
+                    *stage,
+                    held.runs.iter().map(|run| (run.start, run.len)).collect(),
+                ));
+            }
+        }
+        Ok(places)
+    }
+
+    fn hold(&mut self, entry: Arc<Entry>, stages: Vec<StageAt>) {
+        for (id, _) in &stages {
+            if let Some(stage) = self.stages.get_mut(id) {
+                stage.attached = true;
+            }
+        }
+        let known = &self.stages;
+        self.pending.add(&entry, |id| {
+            known.get(&id).map(|stage| stage.blocks.clone())
+        });
+        let weight = Pending::weight(&entry);
+        let blocks = blocks_needed(&entry);
+        self.reserved += blocks;
+        self.held.push_back(Held {
+            entry,
+            stages,
+            weight,
+            blocks,
+        });
+    }
+
+    /// Starts a flush of everything appended so far; `done` gets the position it covers.
+    pub fn start_flush(&mut self, done: Box<dyn FnOnce(io::Result<Pos>) + Send>) {
+        let pos = self.head();
+        self.device
+            .start_flush(Box::new(move |result| done(result.map(|()| pos))));
+    }
+
+    /// A flush has completed.
+    pub fn on_flushed(&mut self, pos: Pos) {
+        let pos = pos.min(self.head());
+        if pos > self.flushed {
+            self.flushed = pos;
+            self.wal.note_flushed(pos);
+        }
+    }
+
+    /// A flush has failed: what it was to cover may be lost, and a later one would not say so.
+    pub fn on_flush_failed(&mut self, err: io::Error) -> StoreError {
+        self.fail(StoreError::Io(err))
+    }
+
+    /// Entries behind `pos`, at least one if there is any, about `max_bytes` of them.
+    ///
+    /// # Errors
+    /// If the log no longer reaches back to `pos`.
+    pub fn entries_after(&self, pos: Pos, max_bytes: usize) -> Result<Vec<Arc<Entry>>, LogGone> {
+        if self.position_at(pos.seq) != Some(pos) {
+            return Err(LogGone);
+        }
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let mut seq = pos.seq.next();
+        let first_held = self.held.front().map(|held| held.entry.pos.seq);
+        while seq <= self.head().seq && (found.is_empty() || bytes < max_bytes) {
+            let held = first_held
+                .and_then(|first| seq.0.checked_sub(first.0))
+                .and_then(|at| self.held.get(at as usize))
+                .map(|held| held.entry.clone());
+            let entry = match held {
+                Some(entry) => entry,
+                None => Arc::new(self.wal.read_entry(seq).map_err(|_| LogGone)?.entry),
+            };
+            bytes += entry.body.len() + 256;
+            found.push(entry);
+            seq = seq.next();
+        }
+        Ok(found)
+    }
+
+    /// Drops everything behind `pos`, which must not be applied yet.
+    ///
+    /// # Errors
+    /// If it is.
+    pub fn cut_after(&mut self, pos: Pos) -> Result<(), StoreError> {
+        if pos < self.applied || (pos >= self.head()) {
+            return if pos >= self.head() {
+                Ok(())
+            } else {
+                Err(StoreError::Order)
+            };
+        }
+        self.wal
+            .cut(pos)
+            .map_err(|err| self.fail(StoreError::Damaged(err.to_string())))?;
+        self.flushed = pos;
+        let mut alloc = self.alloc.lock();
+        while self.held.back().is_some_and(|held| held.entry.pos > pos) {
+            let Some(held) = self.held.pop_back() else {
+                break;
+            };
+            self.reserved -= held.blocks;
+            for (id, runs) in held.stages {
+                self.stages.remove(&id);
+                // The medium may still name these blocks until something is appended over the tail.
+                runs.into_iter()
+                    .for_each(|(start, len)| alloc.free_run(Run { start, len }));
+            }
+        }
+        drop(alloc);
+        self.rebuild_pending();
+        Ok(())
+    }
+
+    fn rebuild_pending(&mut self) {
+        let mut pending = Pending::default();
+        let stages = &self.stages;
+        for held in &self.held {
+            pending.add(&held.entry, |id| {
+                stages.get(&id).map(|stage| stage.blocks.clone())
+            });
+        }
+        self.pending = pending;
+    }
+
+    /// Every member has flushed the log up to `seq`: it may be applied.
+    pub fn announce(&mut self, seq: Seq) {
+        self.announced = self.announced.max(seq.min(self.head().seq));
+        self.wal.note_announced(self.announced);
+    }
+
+    /// Applies what is due and starts or finishes checkpoints. Call it often.
+    ///
+    /// # Errors
+    /// If the brick is poisoned.
+    pub fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), StoreError> {
+        if let Some(why) = self.poisoned() {
+            let why = why.to_owned();
+            return Err(self.fail(StoreError::Damaged(why)));
+        }
+        self.finish_checkpoint()?;
+        if self.checkpoint.is_some() {
+            return Ok(());
+        }
+        let ready = self.announced.0.saturating_sub(self.applied.seq.0) as usize;
+        let due = ready >= APPLY_ENTRIES
+            || self.pending.bytes() >= APPLY_BYTES
+            || now.since(self.last_apply) >= APPLY_AFTER
+            || self.checkpoint_wanted;
+        if ready > 0 && due {
+            self.last_apply = now;
+            self.apply(extra)?;
+        }
+        let half = self.wal.free() < self.wal.size() / 2;
+        let due = self.since_checkpoint >= CHECKPOINT_ENTRIES
+            || (self.since_checkpoint > 0 && now.since(self.last_checkpoint) >= CHECKPOINT_AFTER)
+            || half
+            || self.checkpoint_wanted;
+        if due && (self.since_checkpoint > 0 || self.checkpoint_wanted) {
+            self.last_checkpoint = now;
+            self.start_checkpoint();
+        }
+        Ok(())
+    }
+
+    /// Applies everything announced and checkpoints, blocking: for an orderly stop.
+    ///
+    /// # Errors
+    /// If the brick is poisoned.
+    pub fn settle(&mut self, extra: Extra<'_>) -> Result<(), StoreError> {
+        while self.checkpoint.is_some() {
+            self.finish_checkpoint()?;
+            std::thread::yield_now();
+        }
+        if self.announced > self.applied.seq {
+            self.apply(extra)?;
+        }
+        let segments = self.alloc.lock().begin_checkpoint();
+        let tree = self.tree.clone();
+        save(&tree, &segments).map_err(|err| self.fail(StoreError::Damaged(err)))?;
+        self.alloc.lock().checkpoint_done();
+        self.wal.release(self.applied_wal);
+        self.since_checkpoint = 0;
+        Ok(())
+    }
+
+    /// Applies all announced entries to the tree.
+    fn apply(&mut self, extra: Extra<'_>) -> Result<(), StoreError> {
+        let upto = self.announced;
+        let batch: Vec<Arc<Entry>> = self
+            .held
+            .iter()
+            .take_while(|held| held.entry.pos.seq <= upto)
+            .map(|held| held.entry.clone())
+            .collect();
+        let Some(last) = batch.last().map(|entry| entry.pos) else {
+            return Ok(());
+        };
+        let wal = self.wal.behind(last).ok_or(StoreError::Order)?;
+        let records = extra(last.seq);
+        let result = self.apply_batch(last, wal, &records);
+        let attached = result.map_err(|err| self.fail(err))?;
+        self.applied = last;
+        self.applied_wal = wal;
+        self.since_checkpoint += batch.len();
+        self.pending.forget_upto(upto, &batch);
+        let mut alloc = self.alloc.lock();
+        while self
+            .held
+            .front()
+            .is_some_and(|held| held.entry.pos.seq <= upto)
+        {
+            let Some(held) = self.held.pop_front() else {
+                break;
+            };
+            self.reserved -= held.blocks;
+            for (id, runs) in held.stages {
+                self.stages.remove(&id);
+                for (start, len) in runs {
+                    for at in start..start + u64::from(len) {
+                        // A staged block that was overwritten within the batch: the log still names it.
+                        if !attached.contains(&at) && !alloc.attached(at) {
+                            alloc.free_run(Run { start: at, len: 1 });
+                        }
+                    }
+                }
+            }
+        }
+        drop(alloc);
+        let held = self.held.iter().map(|held| held.weight).sum();
+        self.pending.recount(held);
+        Ok(())
+    }
+
+    fn apply_batch(
+        &self,
+        last: Pos,
+        wal: WalPosition,
+        extra: &[(Bytes, Option<Bytes>)],
+    ) -> Result<std::collections::BTreeSet<u64>, StoreError> {
+        let upto = last.seq;
+        let reader = self.reader()?;
+        let mut plan = Plan::make(&self.pending, &reader, upto)?;
+        plan.write(&mut self.alloc.lock(), &*self.device, self.extents_at())?;
+        let meta = postcard::to_stdvec(&Meta { applied: last, wal })
+            .map_err(|err| StoreError::Damaged(err.to_string()))?;
+        let mut failure = None;
+        let result = self.tree.apply(|batch| {
+            let extra = extra.iter().map(|(key, value)| (key, value.as_ref()));
+            for (key, value) in self.pending.records_upto(upto).chain(extra) {
+                match value {
+                    Some(value) => batch.put(key, value)?,
+                    None => batch.del(key)?,
+                }
+            }
+            batch.put(META, &meta)?;
+            // The tree takes chunks from the allocator when it commits, so the lock is not held until then.
+            plan.commit(batch, &mut self.alloc.lock()).map_err(|err| {
+                let text = err.to_string();
+                failure = Some(err);
+                TreeError::Failed(text)
+            })
+        });
+        match (result, failure) {
+            (Ok(attached), _) => Ok(attached),
+            (Err(_), Some(err)) => Err(err),
+            (Err(err), None) => Err(err.into()),
+        }
+    }
+
+    fn start_checkpoint(&mut self) {
+        self.checkpoint_wanted = false;
+        self.since_checkpoint = 0;
+        let segments = self.alloc.lock().begin_checkpoint();
+        let result = Arc::new(Mutex::new(None));
+        let tree = self.tree.clone();
+        let shared = result.clone();
+        self.checkpoint = Some(Checkpoint {
+            result,
+            wal: self.applied_wal,
+        });
+        self.device.start_work(Box::new(move || {
+            let outcome = save(&tree, &segments);
+            *shared.lock() = Some(outcome);
+        }));
+    }
+
+    fn finish_checkpoint(&mut self) -> Result<(), StoreError> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return Ok(());
+        };
+        let Some(outcome) = checkpoint.result.lock().take() else {
+            return Ok(());
+        };
+        let wal = checkpoint.wal;
+        self.checkpoint = None;
+        outcome.map_err(|err| self.fail(StoreError::Damaged(err)))?;
+        self.alloc.lock().checkpoint_done();
+        self.wal.release(wal);
+        Ok(())
+    }
+
+    /// Starts a checkpoint at the next [`Store::poll`], unless one runs.
+    pub fn want_checkpoint(&mut self) {
+        self.checkpoint_wanted = true;
+    }
+
+    /// Whether a checkpoint runs.
+    pub fn checkpoint_runs(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+
+    /// Whether a change that needs `blocks` new blocks may be taken in. `owned`: it overwrites blocks that the file
+    /// owns, or gives space back, and may use the reserve.
+    pub fn admit(&mut self, blocks: u64, owned: bool) -> Admission {
+        if self.pending.bytes() > MAX_PENDING {
+            return Admission::Wait;
+        }
+        if self.wal.free() < self.wal.size() / 8 + (2 << 20) {
+            self.checkpoint_wanted = true;
+            return Admission::Wait;
+        }
+        let alloc = self.alloc.lock();
+        let reserve = if owned {
+            metadata_reserve(alloc.blocks()) / 2
+        } else {
+            metadata_reserve(alloc.blocks())
+        };
+        let need = blocks + self.reserved + reserve;
+        if alloc.free_now() >= need {
+            Admission::Ok
+        } else if alloc.free() >= need || (owned && alloc.free() > alloc.free_now()) {
+            self.checkpoint_wanted = true;
+            Admission::Wait
+        } else {
+            Admission::Full
+        }
+    }
+
+    /// Writes bulk data, a whole number of blocks, to new blocks; an entry attaches it later.
+    pub fn stage(&mut self, id: StageId, data: Bytes, done: Done<()>) {
+        if self.stages.contains_key(&id) {
+            return done(Ok(())); // a repeat; the entry that attaches it checks that it is written
+        }
+        let count = data.len() as u64 / BLOCK;
+        if data.is_empty() || data.len() as u64 % BLOCK != 0 {
+            return done(Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a stage is whole blocks",
+            )));
+        }
+        let full = || io::Error::from_raw_os_error(libc::ENOSPC);
+        match self.admit(count, false) {
+            Admission::Ok => {}
+            Admission::Wait if self.alloc.lock().free_now() > count + self.reserved + 1024 => {}
+            Admission::Wait => return done(Err(io::ErrorKind::WouldBlock.into())),
+            Admission::Full => return done(Err(full())),
+        }
+        let Some(runs) = self.alloc.lock().allocate(count as u32) else {
+            return done(Err(full()));
+        };
+        let places = runs
+            .iter()
+            .flat_map(|run| run.start..run.start + u64::from(run.len));
+        let blocks: Arc<[StagedBlock]> = places
+            .zip(data.chunks_exact(BLOCK as usize))
+            .map(|(at, bytes)| StagedBlock {
+                at,
+                crc: crc32fast::hash(bytes),
+            })
+            .collect();
+        let written = Arc::new(AtomicBool::new(false));
+        let stage = Stage {
+            runs: runs.clone(),
+            blocks,
+            written: written.clone(),
+            attached: false,
+        };
+        self.stages.insert(id, stage);
+        let state = Arc::new(Mutex::new((runs.len(), None::<io::Error>, Some(done))));
+        let mut from = 0;
+        for run in runs {
+            let bytes = run.len as usize * BLOCK as usize;
+            let (state, written) = (state.clone(), written.clone());
+            let at = self.extents_at() + run.start * BLOCK;
+            let finished: Done<()> = Box::new(move |result| {
+                let mut state = state.lock();
+                state.0 -= 1;
+                if let Err(err) = result {
+                    state.1 = Some(err);
+                }
+                if state.0 == 0
+                    && let Some(done) = state.2.take()
+                {
+                    let outcome = state.1.take();
+                    drop(state);
+                    match outcome {
+                        Some(err) => done(Err(err)),
+                        None => {
+                            written.store(true, Ordering::Release);
+                            done(Ok(()));
+                        }
+                    }
+                }
+            });
+            self.device
+                .start_write(at, data.slice(from..from + bytes), finished);
+            from += bytes;
+        }
+    }
+
+    /// What is known of a stage that is held and written.
+    pub fn stage_info(&self, id: StageId) -> Option<StageInfo> {
+        let stage = self
+            .stages
+            .get(&id)
+            .filter(|stage| stage.written.load(Ordering::Acquire))?;
+        Some(StageInfo {
+            crcs: stage.blocks.iter().map(|block| block.crc).collect(),
+            len: stage.blocks.len() as u64 * BLOCK,
+        })
+    }
+
+    /// Whether a stage is held and written.
+    pub fn has_stage(&self, id: StageId) -> bool {
+        self.stages
+            .get(&id)
+            .is_some_and(|stage| stage.written.load(Ordering::Acquire))
+    }
+
+    /// The bytes of a stage that is held, for a peer that lacks it.
+    ///
+    /// # Errors
+    /// If it is not held, or cannot be read.
+    pub fn read_stage(&self, id: StageId) -> Result<Bytes, ReadError> {
+        let stage = self.stages.get(&id).ok_or(ReadError::Corrupt)?;
+        let mut out = vec![0; stage.blocks.len() * BLOCK as usize];
+        for (block, part) in stage
+            .blocks
+            .iter()
+            .zip(out.chunks_exact_mut(BLOCK as usize))
+        {
+            let at = self.extents_at() + block.at * BLOCK;
+            self.device.read_at(at, part).map_err(ReadError::Io)?;
+            if crc32fast::hash(part) != block.crc {
+                return Err(ReadError::Corrupt);
+            }
+        }
+        Ok(out.into())
+    }
+
+    /// Gives a stage back that failed or will not be attached.
+    pub fn drop_stage(&mut self, id: StageId) {
+        if self.stages.get(&id).is_some_and(|stage| !stage.attached)
+            && let Some(stage) = self.stages.remove(&id)
+        {
+            let mut alloc = self.alloc.lock();
+            // A write may still be on its way: not before the next checkpoint.
+            stage.runs.into_iter().for_each(|run| alloc.free_run(run));
+        }
+    }
+
+    /// Gives back all stages of a session that no entry attaches.
+    pub fn drop_stages(&mut self, session: SessionId) {
+        let ids: Vec<StageId> = self
+            .stages
+            .iter()
+            .filter(|(id, stage)| id.session == session && !stage.attached)
+            .map(|(id, _)| *id)
+            .collect();
+        ids.into_iter().for_each(|id| self.drop_stage(id));
+    }
+
+    /// First byte of the extent area.
+    fn extents_at(&self) -> u64 {
+        self.superblock.block.geometry.extents.offset
+    }
+
+    fn reader(&self) -> Result<Reader<'_>, StoreError> {
+        Ok(Reader::new(
+            self.tree.snapshot()?,
+            &*self.device,
+            self.extents_at(),
+        ))
+    }
+
+    /// The record under `key` as of `at`.
+    ///
+    /// # Errors
+    /// If the tree cannot be read.
+    pub fn get(&self, key: &[u8], at: Seq) -> Result<Option<Bytes>, StoreError> {
+        match self.pending.get(key, at) {
+            Some(value) => Ok(value),
+            None => Ok(self.tree.snapshot()?.get(key)?),
+        }
+    }
+
+    /// Calls `f` for the records from `from` up to, not including, `to`, as of `at`, in order, until it breaks.
+    ///
+    /// # Errors
+    /// If the tree cannot be read.
+    pub fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        at: Seq,
+        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let mut over: VecDeque<(Bytes, Option<Bytes>)> = VecDeque::new();
+        self.pending.range_of(from, to, at, &mut |key, value| {
+            over.push_back((key.clone(), value.cloned()));
+            ControlFlow::Continue(())
+        });
+        let mut stopped = false;
+        self.tree.snapshot()?.range(from, to, &mut |key, value| {
+            while let Some((pending, _)) = over.front() {
+                if &pending[..] >= key {
+                    break;
+                }
+                if let Some((pending, Some(value))) = over.pop_front()
+                    && f(&pending, &value).is_break()
+                {
+                    stopped = true;
+                    return ControlFlow::Break(());
+                }
+            }
+            let flow = match over.front() {
+                Some((pending, _)) if &pending[..] == key => match over.pop_front() {
+                    Some((_, Some(value))) => f(key, &value),
+                    _ => ControlFlow::Continue(()),
+                },
+                _ => f(key, value),
+            };
+            stopped = flow.is_break();
+            flow
+        })?;
+        while !stopped && let Some((key, value)) = over.pop_front() {
+            stopped = value.is_some_and(|value| f(&key, &value).is_break());
+        }
+        Ok(())
+    }
+
+    /// Reads data as of `at`; holes read as zeros. A small read is done before this returns.
+    pub fn start_read(
+        &self,
+        object: Object,
+        offset: u64,
+        len: usize,
+        at: Seq,
+        done: Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>,
+    ) {
+        let extents_at = self.extents_at();
+        let plan = self
+            .reader()
+            .and_then(|reader| reader.plan(&self.pending, object, offset, len, at));
+        match plan {
+            Err(err) => done(Err(ReadError::Metadata(err))),
+            Ok(plan) if plan.is_small() => done(plan.read_now(&*self.device, extents_at)),
+            Ok(plan) => {
+                let pin = self.alloc.lock().pin();
+                plan.start(&*self.device, extents_at, pin, done);
+            }
+        }
+    }
+
+    /// Reads data as of `at` through the page cache.
+    ///
+    /// # Errors
+    /// If a block fails its checksum or the device fails.
+    pub fn read_now(
+        &self,
+        object: Object,
+        offset: u64,
+        len: usize,
+        at: Seq,
+    ) -> Result<Bytes, ReadError> {
+        let reader = self.reader().map_err(ReadError::Metadata)?;
+        let plan = reader
+            .plan(&self.pending, object, offset, len, at)
+            .map_err(ReadError::Metadata)?;
+        plan.read_now(&*self.device, self.extents_at())
+    }
+
+    /// Blocks of 4 KiB that an object takes within a range (`len` `u64::MAX`: to its end), as of `at`.
+    ///
+    /// # Errors
+    /// If the tree cannot be read.
+    pub fn allocated(
+        &self,
+        object: Object,
+        offset: u64,
+        len: u64,
+        at: Seq,
+    ) -> Result<u64, StoreError> {
+        let reader = self.reader()?;
+        let from = offset / BLOCK;
+        let to = if len == u64::MAX {
+            u64::from(u32::MAX)
+        } else {
+            (offset + len).div_ceil(BLOCK)
+        };
+        let first = (from / u64::from(CHUNK_BLOCKS)) as u32;
+        let last = to.div_ceil(u64::from(CHUNK_BLOCKS));
+        let chunks = if last - u64::from(first) <= 4 {
+            (first..last as u32).collect()
+        } else {
+            read::chunks_of(&reader, &self.pending, object, first)?
+        };
+        let touched = self.pending.touches(object);
+        let mut count = 0;
+        for chunk in chunks
+            .into_iter()
+            .take_while(|chunk| u64::from(*chunk) < last)
+        {
+            let base = reader.chunk(object, chunk)?;
+            for (bit, block) in base.iter().enumerate() {
+                let number = u64::from(chunk) * u64::from(CHUNK_BLOCKS) + bit as u64;
+                if number < from || number >= to {
+                    continue;
+                }
+                count += u64::from(if touched {
+                    reader
+                        .resolve(&self.pending, object, number as u32, at, pending::NEWEST)?
+                        .is_allocated()
+                } else {
+                    *block != extents::Block::Hole
+                });
+            }
+        }
+        Ok(count)
+    }
+
+    /// Offset of the next data (or, with `hole`, of the next hole) at or behind `offset`; `None` if only holes follow
+    /// (a hole is always found: behind the last data at the latest).
+    ///
+    /// # Errors
+    /// If the tree cannot be read.
+    pub fn seek(
+        &self,
+        object: Object,
+        offset: u64,
+        hole: bool,
+        at: Seq,
+    ) -> Result<Option<u64>, StoreError> {
+        let reader = self.reader()?;
+        let first = offset / BLOCK;
+        let mut next = first;
+        for chunk in read::chunks_of(
+            &reader,
+            &self.pending,
+            object,
+            (first / u64::from(CHUNK_BLOCKS)) as u32,
+        )? {
+            let start = u64::from(chunk) * u64::from(CHUNK_BLOCKS);
+            if hole && start > next {
+                return Ok(Some(offset.max(next * BLOCK))); // a gap between chunks
+            }
+            for number in start.max(first)..start + u64::from(CHUNK_BLOCKS) {
+                let block =
+                    reader.resolve(&self.pending, object, number as u32, at, pending::NEWEST)?;
+                if block.is_zero() == hole {
+                    return Ok(Some(offset.max(number * BLOCK)));
+                }
+                next = number + 1;
+            }
+        }
+        Ok(hole.then(|| offset.max(next * BLOCK)))
+    }
+
+    /// Space of the brick.
+    pub fn space(&self) -> Space {
+        let alloc = self.alloc.lock();
+        let reserve = metadata_reserve(alloc.blocks());
+        let less = |blocks: u64| blocks.saturating_sub(reserve + self.reserved) * BLOCK;
+        Space {
+            total: alloc.blocks().saturating_sub(reserve) * BLOCK,
+            free: less(alloc.free()),
+            free_now: less(alloc.free_now()),
+            ring_free: self.wal.free(),
+            inodes: 0,
+        }
+    }
+
+    /// Bytes that wait to be applied.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending.bytes()
+    }
+
+    /// The device.
+    pub fn device(&self) -> &Arc<dyn Device> {
+        &self.device
+    }
+}
+
+/// Blocks kept back for the tree, for unlink and for overwriting what a file owns.
+fn metadata_reserve(blocks: u64) -> u64 {
+    (blocks / 32).clamp(2_048, 65_536)
+}
+
+/// Commits the tree durably with the allocator's changed bitmaps.
+fn save(tree: &Tree, segments: &[(u32, Vec<u8>)]) -> Result<(), String> {
+    tree.checkpoint(|batch| {
+        for (segment, bitmap) in segments {
+            batch.put(&recover::segment_key(*segment), bitmap)?;
+        }
+        Ok(())
+    })
+    .map_err(|err| err.to_string())
+}

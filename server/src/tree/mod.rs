@@ -1,1 +1,287 @@
-//! The metadata tree: redb on the brick's own device.
+//! The metadata tree: redb on the brick's own device, one table of bytes to bytes.
+//!
+//! Changes are applied in batches without durability; a checkpoint makes all of them durable at once. Reads run on
+//! snapshots, also while a checkpoint is under way on a worker thread.
+
+mod backend;
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::alloc::Allocator;
+use crate::device::Device;
+
+use backend::ChunkBackend;
+pub use backend::{CHUNK, Place};
+
+const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
+/// redb's own cache; the page cache behind it is the real one.
+const CACHE: usize = 4 << 20;
+
+/// Why the tree did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// A checkpoint runs; apply again when it is done.
+    #[error("a checkpoint runs")]
+    Busy,
+    /// The tree can be neither read nor written any more: the brick is poisoned.
+    #[error("metadata tree: {0}")]
+    Failed(String),
+}
+
+fn failed(err: impl std::fmt::Display) -> TreeError {
+    TreeError::Failed(err.to_string())
+}
+
+/// The tree of one brick.
+pub struct Tree {
+    db: Database,
+    busy: AtomicBool,
+    failed: Arc<AtomicBool>,
+    current: Mutex<Option<Arc<Snapshot>>>,
+}
+
+/// Runs what calls into redb; a panic there becomes an error.
+fn guarded<T>(work: impl FnOnce() -> Result<T, TreeError>) -> Result<T, TreeError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(TreeError::Failed("the tree's library panicked".into())))
+}
+
+impl Tree {
+    /// Makes an empty tree, durably.
+    ///
+    /// # Errors
+    /// If the device fails or has no space.
+    pub fn create(
+        device: Arc<dyn Device>,
+        place: Place,
+        alloc: Arc<Mutex<Allocator>>,
+    ) -> Result<Self, TreeError> {
+        let tree = Self::with_backend(ChunkBackend::create(device, place, alloc))?;
+        tree.checkpoint(|_| Ok(()))?;
+        Ok(tree)
+    }
+
+    /// Opens the tree as of its last durable checkpoint and marks its chunks busy in `alloc`.
+    ///
+    /// # Errors
+    /// If it is damaged or the device fails.
+    pub fn open(
+        device: Arc<dyn Device>,
+        place: Place,
+        alloc: Arc<Mutex<Allocator>>,
+    ) -> Result<Self, TreeError> {
+        let tree = Self::with_backend(ChunkBackend::open(device, place, alloc).map_err(failed)?)?;
+        tree.snapshot()?;
+        Ok(tree)
+    }
+
+    fn with_backend(backend: ChunkBackend) -> Result<Self, TreeError> {
+        let failed_flag = backend.failed();
+        let db = guarded(|| {
+            Database::builder()
+                .set_cache_size(CACHE)
+                .create_with_backend(backend)
+                .map_err(failed)
+        })?;
+        Ok(Self {
+            db,
+            busy: AtomicBool::new(false),
+            failed: failed_flag,
+            current: Mutex::new(None),
+        })
+    }
+
+    /// Whether any access of the tree to its device has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
+    /// Whether a checkpoint runs.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::SeqCst)
+    }
+
+    /// The newest committed state.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn snapshot(&self) -> Result<Arc<Snapshot>, TreeError> {
+        let mut current = self.current.lock();
+        if let Some(snapshot) = &*current {
+            return Ok(snapshot.clone());
+        }
+        let snapshot = guarded(|| {
+            let read = self.db.begin_read().map_err(failed)?;
+            let table = read.open_table(TABLE).map_err(failed)?;
+            Ok(Arc::new(Snapshot { table }))
+        })?;
+        *current = Some(snapshot.clone());
+        Ok(snapshot)
+    }
+
+    /// Runs `work` on a batch and commits it without durability.
+    ///
+    /// # Errors
+    /// [`TreeError::Busy`] while a checkpoint runs; otherwise the tree has failed.
+    pub fn apply<T>(
+        &self,
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T, TreeError>,
+    ) -> Result<T, TreeError> {
+        self.claim()?;
+        let result = self.commit(Durability::None, work);
+        self.busy.store(false, Ordering::SeqCst);
+        result
+    }
+
+    /// Commits durably everything applied so far and what `work` adds. Blocks for the flush: call it on a worker.
+    ///
+    /// # Errors
+    /// As [`Tree::apply`].
+    pub fn checkpoint<T>(
+        &self,
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T, TreeError>,
+    ) -> Result<T, TreeError> {
+        self.claim()?;
+        let result = self.commit(Durability::Immediate, work);
+        self.busy.store(false, Ordering::SeqCst);
+        result
+    }
+
+    fn claim(&self) -> Result<(), TreeError> {
+        if self.busy.swap(true, Ordering::SeqCst) {
+            Err(TreeError::Busy)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn commit<T>(
+        &self,
+        durability: Durability,
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T, TreeError>,
+    ) -> Result<T, TreeError> {
+        let result = guarded(|| {
+            let mut write = self.db.begin_write().map_err(failed)?;
+            write.set_durability(durability).map_err(failed)?;
+            if matches!(durability, Durability::Immediate) {
+                write.set_quick_repair(true);
+            }
+            let value = {
+                let table = write.open_table(TABLE).map_err(failed)?;
+                work(&mut Batch { table })?
+            };
+            write.commit().map_err(failed)?;
+            Ok(value)
+        });
+        self.current.lock().take();
+        result
+    }
+}
+
+/// A consistent state of the tree.
+pub struct Snapshot {
+    table: redb::ReadOnlyTable<&'static [u8], &'static [u8]>,
+}
+
+impl Snapshot {
+    /// The record under `key`.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TreeError> {
+        guarded(|| {
+            let found = self.table.get(key).map_err(failed)?;
+            Ok(found.map(|guard| Bytes::copy_from_slice(guard.value())))
+        })
+    }
+
+    /// Calls `f` for the records from `from` up to, not including, `to`, in order, until it breaks.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), TreeError> {
+        if from >= to {
+            return Ok(());
+        }
+        guarded(|| {
+            for record in self.table.range(from..to).map_err(failed)? {
+                let (key, value) = record.map_err(failed)?;
+                if f(key.value(), value.value()).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Changes that are committed together.
+pub struct Batch<'t> {
+    table: redb::Table<'t, &'static [u8], &'static [u8]>,
+}
+
+impl Batch<'_> {
+    /// The record under `key`, with this batch's changes.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, TreeError> {
+        let found = self.table.get(key).map_err(failed)?;
+        Ok(found.map(|guard| Bytes::copy_from_slice(guard.value())))
+    }
+
+    /// Stores a record.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn put(&mut self, key: &[u8], value: &[u8]) -> Result<(), TreeError> {
+        self.table.insert(key, value).map_err(failed).map(drop)
+    }
+
+    /// Removes a record.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn del(&mut self, key: &[u8]) -> Result<(), TreeError> {
+        self.table.remove(key).map_err(failed).map(drop)
+    }
+
+    /// The records from `from` up to, not including, `to`: at most `limit`.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn range(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, TreeError> {
+        if from >= to {
+            return Ok(Vec::new());
+        }
+        self.table
+            .range(from..to)
+            .map_err(failed)?
+            .take(limit)
+            .map(|record| {
+                let (key, value) = record.map_err(failed)?;
+                Ok((
+                    Bytes::copy_from_slice(key.value()),
+                    Bytes::copy_from_slice(value.value()),
+                ))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,171 @@
+//! The brick's storage seam on the real store.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use mortar_protocol::entry::{Entry, Object, Space};
+use mortar_protocol::env::Mono;
+use mortar_protocol::error::{Errno, Fault};
+use mortar_protocol::ids::{Pos, RunId, Seq, SessionId, StageId};
+use mortar_protocol::report::MemberRun;
+use mortar_protocol::view::View;
+
+use super::storage::{Extra, FlushDone, HeldStage, ReadDone, StageDone, Storage};
+use crate::setlog::{LogGone, LogReader};
+use crate::store::{MAX_PENDING, ReadError, Store, StoreError};
+
+fn fault(err: &StoreError) -> Fault {
+    match err {
+        StoreError::NoSpace => Fault::Refused(Errno::ENOSPC),
+        StoreError::NoStage => Fault::NoStage,
+        _ => Fault::Corrupt,
+    }
+}
+
+fn read_fault(err: &ReadError) -> Fault {
+    match err {
+        ReadError::Corrupt | ReadError::Io(_) => Fault::Corrupt,
+        ReadError::Metadata(err) => fault(err),
+    }
+}
+
+impl LogReader for Store {
+    fn entries_after(&self, pos: Pos, max: usize) -> Result<Vec<Arc<Entry>>, LogGone> {
+        Self::entries_after(self, pos, max).map_err(|_| LogGone)
+    }
+}
+
+impl Storage for Store {
+    fn head(&self) -> Pos {
+        Self::head(self)
+    }
+
+    fn flushed(&self) -> Pos {
+        Self::flushed(self)
+    }
+
+    fn applied(&self) -> Pos {
+        Self::applied(self)
+    }
+
+    fn log_start(&self) -> Pos {
+        self.positions().0
+    }
+
+    fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), String> {
+        Self::append(self, entries).map_err(|err| err.to_string())
+    }
+
+    fn start_flush(&mut self, done: FlushDone) {
+        Self::start_flush(self, done);
+    }
+
+    fn on_flushed(&mut self, pos: Pos) {
+        Self::on_flushed(self, pos);
+    }
+
+    fn cut_after(&mut self, pos: Pos) -> Result<(), String> {
+        Self::cut_after(self, pos).map_err(|err| err.to_string())
+    }
+
+    fn announce(&mut self, seq: Seq) {
+        Self::announce(self, seq);
+    }
+
+    fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), String> {
+        Self::poll(self, now, extra).map_err(|err| err.to_string())
+    }
+
+    fn want_checkpoint(&mut self) {
+        Self::want_checkpoint(self);
+    }
+
+    fn poisoned(&self) -> Option<String> {
+        Self::poisoned(self).map(str::to_owned)
+    }
+
+    fn stage(&mut self, id: StageId, data: Bytes, done: StageDone) {
+        Self::stage(self, id, data, done);
+    }
+
+    fn stage_info(&self, id: StageId) -> Option<HeldStage> {
+        let info = Self::stage_info(self, id)?;
+        Some(HeldStage {
+            crcs: info.crcs,
+            len: info.len as usize,
+        })
+    }
+
+    fn drop_stages(&mut self, session: SessionId) {
+        Self::drop_stages(self, session);
+    }
+
+    fn get(&self, key: &[u8], at: Seq) -> Result<Option<Bytes>, Fault> {
+        Self::get(self, key, at).map_err(|err| fault(&err))
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        at: Seq,
+        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), Fault> {
+        Self::scan(self, from, to, at, f).map_err(|err| fault(&err))
+    }
+
+    fn start_read(&self, object: Object, offset: u64, len: usize, at: Seq, done: ReadDone) {
+        let done = Box::new(move |result: Result<Bytes, ReadError>| {
+            done(result.map_err(|err| read_fault(&err)));
+        });
+        Self::start_read(self, object, offset, len, at, done);
+    }
+
+    fn read_now(&self, object: Object, offset: u64, len: usize, at: Seq) -> Result<Bytes, Fault> {
+        Self::read_now(self, object, offset, len, at).map_err(|err| read_fault(&err))
+    }
+
+    fn allocated(&self, object: Object, offset: u64, len: u64, at: Seq) -> Result<u64, Fault> {
+        Self::allocated(self, object, offset, len, at).map_err(|err| fault(&err))
+    }
+
+    fn seek(&self, object: Object, offset: u64, hole: bool, at: Seq) -> Result<Option<u64>, Fault> {
+        Self::seek(self, object, offset, hole, at).map_err(|err| fault(&err))
+    }
+
+    fn space(&self) -> Space {
+        Self::space(self)
+    }
+
+    fn pending(&self) -> (usize, usize) {
+        (self.pending_bytes(), MAX_PENDING)
+    }
+
+    fn view(&self) -> Option<View> {
+        self.superblock().view.clone()
+    }
+
+    fn member_run(&self) -> Option<MemberRun> {
+        let block = self.superblock();
+        (block.run != RunId::default()).then_some(MemberRun {
+            run: block.run,
+            boot: block.boot,
+            clean: block.clean,
+        })
+    }
+
+    fn damaged(&self) -> bool {
+        self.log_damaged()
+    }
+
+    fn save_member(&mut self, view: &View, member: MemberRun) -> Result<(), String> {
+        self.write_superblock(|block| {
+            block.view = Some(view.clone());
+            block.run = member.run;
+            block.boot = member.boot;
+            block.clean = member.clean;
+        })
+        .map_err(|err| err.to_string())
+    }
+}

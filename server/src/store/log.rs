@@ -1,0 +1,214 @@
+//! The write-ahead log as the store uses it: with an index of the positions behind its entries.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use mortar_protocol::entry::Entry;
+use mortar_protocol::ids::{BrickId, Pos, Seq};
+
+use crate::device::Device;
+use crate::superblock::Region;
+use crate::wal::{Replayed, StageAt, Wal, WalError, WalPosition, WalRecord};
+
+/// Entries are read back in pieces of about so many bytes.
+const PIECE: u64 = 4 << 20;
+
+struct Indexed {
+    pos: Pos,
+    before: WalPosition,
+    after: WalPosition,
+}
+
+/// The log of one brick.
+pub(super) struct Log {
+    wal: Wal,
+    size: u64,
+    tail: WalPosition,
+    index: VecDeque<Indexed>,
+}
+
+/// Tells the records of this brick from those of a former one on the same device.
+pub(super) fn identity(brick: BrickId) -> u32 {
+    crc32fast::hash(&brick.0.to_le_bytes())
+}
+
+impl Log {
+    /// Opens the log and reads what lies behind `start`. Also says whether it is damaged.
+    pub(super) fn open(
+        device: Arc<dyn Device>,
+        region: Region,
+        brick: BrickId,
+        start: WalPosition,
+    ) -> Result<(Self, Vec<Replayed>, bool), WalError> {
+        let opened = Wal::open(device, region, identity(brick), start, false)?;
+        let mut log = Self {
+            wal: opened.wal,
+            size: region.len,
+            tail: start,
+            index: VecDeque::new(),
+        };
+        let mut entries: Vec<Replayed> = Vec::new();
+        let mut at = start;
+        loop {
+            let piece = log.wal.read_from(at, PIECE)?;
+            let Some(last) = piece.last() else { break };
+            at = last.after;
+            for replayed in &piece {
+                let pos = replayed.entry.pos;
+                log.index.push_back(Indexed {
+                    pos,
+                    before: replayed.before,
+                    after: replayed.after,
+                });
+            }
+            entries.extend(piece);
+        }
+        Ok((log, entries, opened.damage.is_some()))
+    }
+
+    /// Position of the newest entry.
+    pub(super) fn head(&self) -> Pos {
+        self.index
+            .back()
+            .map_or_else(|| self.tail.pos(), |last| last.pos)
+    }
+
+    /// Position of the entry before the oldest one held.
+    pub(super) fn start(&self) -> Pos {
+        self.tail.pos()
+    }
+
+    fn find(&self, seq: Seq) -> Option<&Indexed> {
+        let first = self.index.front()?.pos.seq;
+        self.index
+            .get(usize::try_from(seq.0.checked_sub(first.0)?).ok()?)
+    }
+
+    /// The place behind the entry at `pos`, if the log holds it or begins right behind it.
+    pub(super) fn behind(&self, pos: Pos) -> Option<WalPosition> {
+        if pos == self.tail.pos() {
+            return Some(self.tail);
+        }
+        self.find(pos.seq)
+            .filter(|found| found.pos == pos)
+            .map(|found| found.after)
+    }
+
+    /// Position of the entry at `seq`, if the log holds it or begins right behind it.
+    pub(super) fn position_at(&self, seq: Seq) -> Option<Pos> {
+        if seq == self.tail.seq {
+            return Some(self.tail.pos());
+        }
+        self.find(seq).map(|found| found.pos)
+    }
+
+    /// Positions of all entries held, oldest first.
+    pub(super) fn positions(&self) -> impl Iterator<Item = Pos> + '_ {
+        self.index.iter().map(|found| found.pos)
+    }
+
+    /// Bytes that can be appended.
+    pub(super) fn free(&self) -> u64 {
+        self.wal.free()
+    }
+
+    /// Bytes of the ring.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What was noted as applicable.
+    pub(super) fn announced(&self) -> Seq {
+        self.wal.announced()
+    }
+
+    /// The newest entry known to be flushed.
+    pub(super) fn flushed(&self) -> Pos {
+        let mark = self.wal.flushed();
+        let after = self
+            .index
+            .partition_point(|found| found.after.offset <= mark);
+        after
+            .checked_sub(1)
+            .and_then(|at| self.index.get(at))
+            .map_or_else(|| self.tail.pos(), |found| found.pos)
+    }
+
+    /// Notes what is applicable.
+    pub(super) fn note_announced(&mut self, seq: Seq) {
+        self.wal.note_announced(seq);
+    }
+
+    /// Notes that everything up to the entry at `pos` is flushed.
+    pub(super) fn note_flushed(&mut self, pos: Pos) {
+        if let Some(at) = self.behind(pos) {
+            self.wal.note_flushed(at);
+        }
+    }
+
+    /// Appends entries with the places of their stages: one write.
+    pub(super) fn append(
+        &mut self,
+        entries: &[(Arc<Entry>, Vec<StageAt>)],
+    ) -> Result<(), WalError> {
+        let records: Vec<WalRecord<'_>> = entries
+            .iter()
+            .map(|(entry, stages)| WalRecord { entry, stages })
+            .collect();
+        let mut before = self.wal.head();
+        let behind = self.wal.append(&records)?;
+        for ((entry, _), after) in entries.iter().zip(behind) {
+            self.index.push_back(Indexed {
+                pos: entry.pos,
+                before,
+                after,
+            });
+            before = after;
+        }
+        Ok(())
+    }
+
+    /// Drops the entries behind `pos`, durably.
+    pub(super) fn cut(&mut self, pos: Pos) -> Result<(), WalError> {
+        let to = self.behind(pos).ok_or(WalError::Gone(0))?;
+        while self.index.back().is_some_and(|last| last.pos > pos) {
+            self.index.pop_back();
+        }
+        let head = self.wal.cut(to)?;
+        match self.index.back_mut() {
+            Some(last) => last.after = head,
+            None => self.tail = head,
+        }
+        Ok(())
+    }
+
+    /// Releases what lies before `upto`, which a durable checkpoint no longer needs.
+    pub(super) fn release(&mut self, upto: WalPosition) {
+        while self
+            .index
+            .front()
+            .is_some_and(|first| first.pos <= upto.pos())
+        {
+            self.index.pop_front();
+        }
+        if upto.offset > self.tail.offset {
+            self.tail = upto;
+        }
+        self.wal.release(upto);
+    }
+
+    /// Reads the entry at `seq` back.
+    pub(super) fn read_entry(&self, seq: Seq) -> Result<Replayed, WalError> {
+        let found = self.find(seq).ok_or(WalError::Gone(0))?;
+        let read = self.wal.read_from(found.before, 1)?;
+        read.into_iter()
+            .next()
+            .filter(|read| read.entry.pos == found.pos)
+            .ok_or(WalError::Gone(found.before.offset))
+    }
+
+    /// Writes everything behind the flushed mark again.
+    pub(super) fn rewrite(&mut self) -> Result<(), WalError> {
+        self.wal.rewrite()
+    }
+}

@@ -1,0 +1,383 @@
+//! Reading blocks: what the tree and the pending map say, and the bytes themselves, verified.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use mortar_protocol::entry::Object;
+use mortar_protocol::ids::Seq;
+use mortar_protocol::limits::BLOCK;
+use parking_lot::Mutex;
+
+use super::apply::Resolved;
+use super::extents::{self, Block, CHUNK_BLOCKS, Chunk};
+use super::pending::Pending;
+use super::{ReadError, StoreError};
+use crate::alloc::ReadPin;
+use crate::device::Device;
+use crate::tree::Snapshot;
+
+/// How deep a chain of pending copies of copies is followed.
+const MAX_SHARES: u32 = 64;
+
+/// A view of the tree and the device, for one operation.
+pub(super) struct Reader<'a> {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) device: &'a dyn Device,
+    pub(super) extents_at: u64,
+    cached: Mutex<Option<(Object, u32, Chunk)>>,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(snapshot: Arc<Snapshot>, device: &'a dyn Device, extents_at: u64) -> Self {
+        Self {
+            snapshot,
+            device,
+            extents_at,
+            cached: Mutex::new(None),
+        }
+    }
+
+    /// A chunk as the tree has it.
+    pub(super) fn chunk(&self, object: Object, number: u32) -> Result<Chunk, StoreError> {
+        let mut cached = self.cached.lock();
+        if let Some((of, at, chunk)) = &*cached
+            && (*of, *at) == (object, number)
+        {
+            return Ok(*chunk);
+        }
+        let chunk = match self.snapshot.get(&extents::key(object, number))? {
+            Some(bytes) => extents::decode(&bytes)?,
+            None => Chunk::default(),
+        };
+        *cached = Some((object, number, chunk));
+        Ok(chunk)
+    }
+
+    /// Numbers of the chunks that the tree has of an object, from `first` on.
+    pub(super) fn chunks_from(&self, object: Object, first: u32) -> Result<Vec<u32>, StoreError> {
+        let mut found = Vec::new();
+        let mut end = extents::key(object, u32::MAX).to_vec();
+        end.push(0);
+        self.snapshot
+            .range(&extents::key(object, first), &end, &mut |key, _| {
+                found.extend(extents::parse_key(key).map(|(_, chunk)| chunk));
+                ControlFlow::Continue(())
+            })?;
+        Ok(found)
+    }
+
+    /// What a block is as of `at`, seeing only steps of an order below `below`.
+    pub(super) fn resolve(
+        &self,
+        pending: &Pending,
+        object: Object,
+        block: u32,
+        at: Seq,
+        below: u64,
+    ) -> Result<Resolved, StoreError> {
+        self.resolve_deep(pending, object, block, at, below, 0)
+    }
+
+    fn resolve_deep(
+        &self,
+        pending: &Pending,
+        object: Object,
+        block: u32,
+        at: Seq,
+        below: u64,
+        depth: u32,
+    ) -> Result<Resolved, StoreError> {
+        if depth > MAX_SHARES {
+            return Err(StoreError::Damaged(
+                "copies of copies run in a circle".into(),
+            ));
+        }
+        let steps = pending.steps(object, block, at, below);
+        let base = if Pending::covers(&steps) {
+            Block::Hole
+        } else {
+            self.chunk(object, block / CHUNK_BLOCKS)?[(block % CHUNK_BLOCKS) as usize]
+        };
+        Resolved::from_steps(base, &steps, &mut |from, block, order| {
+            self.resolve_deep(pending, from, block, at, order.min(below), depth + 1)
+        })
+    }
+
+    /// Reads a block's base from the device and verifies it.
+    fn base(&self, block: Block, out: &mut [u8]) -> Result<(), ReadError> {
+        match block {
+            Block::Hole | Block::Unwritten { .. } => {
+                out.fill(0);
+                Ok(())
+            }
+            Block::Lost => Err(ReadError::Corrupt),
+            Block::Data { at, crc, .. } => {
+                self.device
+                    .read_at(self.extents_at + at * BLOCK, out)
+                    .map_err(ReadError::Io)?;
+                if crc32fast::hash(out) == crc {
+                    Ok(())
+                } else {
+                    Err(ReadError::Corrupt)
+                }
+            }
+        }
+    }
+
+    /// The merged contents of a block.
+    pub(super) fn merge(&self, resolved: &Resolved) -> Result<Bytes, ReadError> {
+        if resolved.bytes_cover() {
+            return Ok(resolved.contents(None));
+        }
+        let mut base = vec![0; BLOCK as usize];
+        self.base(resolved.base, &mut base)?;
+        Ok(resolved.contents(Some(&base)))
+    }
+
+    /// What the blocks of a byte range are as of `at`.
+    pub(super) fn plan(
+        &self,
+        pending: &Pending,
+        object: Object,
+        offset: u64,
+        len: usize,
+        at: Seq,
+    ) -> Result<ReadPlan, StoreError> {
+        let first = offset / BLOCK;
+        let last = (offset + len as u64).div_ceil(BLOCK);
+        let touched = pending.touches(object);
+        let blocks = (first..last)
+            .map(|block| {
+                let block = block as u32;
+                if touched {
+                    return self.resolve(pending, object, block, at, super::pending::NEWEST);
+                }
+                let base =
+                    self.chunk(object, block / CHUNK_BLOCKS)?[(block % CHUNK_BLOCKS) as usize];
+                Ok(Resolved {
+                    base,
+                    bytes: Vec::new(),
+                })
+            })
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        Ok(ReadPlan {
+            blocks,
+            skip: (offset - first * BLOCK) as usize,
+            len,
+        })
+    }
+}
+
+/// The blocks of a read.
+pub(super) struct ReadPlan {
+    blocks: Vec<Resolved>,
+    skip: usize,
+    len: usize,
+}
+
+/// A run of blocks to be read: index of the first in the plan, physical block, crcs.
+struct Fetch {
+    first: usize,
+    at: u64,
+    crcs: Vec<u32>,
+}
+
+impl ReadPlan {
+    fn fetches(&self) -> Result<Vec<Fetch>, ReadError> {
+        let mut fetches: Vec<Fetch> = Vec::new();
+        for (index, block) in self.blocks.iter().enumerate() {
+            if block.bytes_cover() {
+                continue;
+            }
+            match block.base {
+                Block::Hole | Block::Unwritten { .. } => {}
+                Block::Lost => return Err(ReadError::Corrupt),
+                Block::Data { at, crc, .. } => match fetches.last_mut() {
+                    Some(last)
+                        if last.first + last.crcs.len() == index
+                            && last.at + last.crcs.len() as u64 == at =>
+                    {
+                        last.crcs.push(crc);
+                    }
+                    _ => fetches.push(Fetch {
+                        first: index,
+                        at,
+                        crcs: vec![crc],
+                    }),
+                },
+            }
+        }
+        Ok(fetches)
+    }
+
+    /// Whether the device need not be asked for much: better read at once through the page cache.
+    pub(super) fn is_small(&self) -> bool {
+        self.blocks.len() < 16
+    }
+
+    /// Reads through the page cache.
+    pub(super) fn read_now(
+        &self,
+        device: &dyn Device,
+        extents_at: u64,
+    ) -> Result<Bytes, ReadError> {
+        let mut out = BytesMut::zeroed(self.blocks.len() * BLOCK as usize);
+        for fetch in self.fetches()? {
+            let start = fetch.first * BLOCK as usize;
+            let part = &mut out[start..start + fetch.crcs.len() * BLOCK as usize];
+            device
+                .read_at(extents_at + fetch.at * BLOCK, part)
+                .map_err(ReadError::Io)?;
+            verify(part, &fetch.crcs)?;
+        }
+        Ok(self.finish(out))
+    }
+
+    fn finish(&self, mut out: BytesMut) -> Bytes {
+        for (index, block) in self.blocks.iter().enumerate() {
+            if !block.bytes.is_empty() {
+                let start = index * BLOCK as usize;
+                block.overlay(&mut out[start..start + BLOCK as usize]);
+            }
+        }
+        out.freeze().slice(self.skip..self.skip + self.len)
+    }
+
+    /// Reads past the page cache; `done` is called from another thread. `pin` keeps the blocks until then.
+    pub(super) fn start(
+        self,
+        device: &dyn Device,
+        extents_at: u64,
+        pin: ReadPin,
+        done: Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>,
+    ) {
+        let fetches = match self.fetches() {
+            Ok(fetches) => fetches,
+            Err(err) => return done(Err(err)),
+        };
+        if fetches.is_empty() {
+            let out = BytesMut::zeroed(self.blocks.len() * BLOCK as usize);
+            return done(Ok(self.finish(out)));
+        }
+        let whole = fetches.len() == 1
+            && fetches[0].crcs.len() == self.blocks.len()
+            && self.blocks.iter().all(|block| block.bytes.is_empty());
+        let left = fetches.len();
+        let shared = Arc::new(Mutex::new(Assembly {
+            parts: Vec::new(),
+            left,
+            failed: None,
+            done: Some(done),
+        }));
+        let plan = Arc::new(self);
+        for fetch in fetches {
+            let (shared, plan, pin) = (shared.clone(), plan.clone(), pin.clone());
+            let len = fetch.crcs.len() * BLOCK as usize;
+            let at = extents_at + fetch.at * BLOCK;
+            device.start_read(
+                at,
+                len,
+                Box::new(move |result| {
+                    let result = result
+                        .map_err(ReadError::Io)
+                        .and_then(|data| verify(&data, &fetch.crcs).map(|()| data));
+                    drop(pin);
+                    Assembly::arrived(&shared, &plan, fetch.first, whole, result);
+                }),
+            );
+        }
+    }
+}
+
+struct Assembly {
+    parts: Vec<(usize, Bytes)>,
+    left: usize,
+    failed: Option<ReadError>,
+    done: Option<Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>>,
+}
+
+impl Assembly {
+    fn arrived(
+        shared: &Mutex<Self>,
+        plan: &ReadPlan,
+        first: usize,
+        whole: bool,
+        result: Result<Bytes, ReadError>,
+    ) {
+        let mut assembly = shared.lock();
+        assembly.left -= 1;
+        match result {
+            Ok(data) => assembly.parts.push((first, data)),
+            Err(err) => assembly.failed = Some(err),
+        }
+        if assembly.left > 0 {
+            return;
+        }
+        let (Some(done), parts, failed) = (
+            assembly.done.take(),
+            std::mem::take(&mut assembly.parts),
+            assembly.failed.take(),
+        ) else {
+            return;
+        };
+        drop(assembly);
+        if let Some(err) = failed {
+            return done(Err(err));
+        }
+        if whole && let [(_, data)] = &parts[..] {
+            return done(Ok(data.slice(plan.skip..plan.skip + plan.len)));
+        }
+        let mut out = BytesMut::zeroed(plan.blocks.len() * BLOCK as usize);
+        for (first, data) in parts {
+            let start = first * BLOCK as usize;
+            out[start..start + data.len()].copy_from_slice(&data);
+        }
+        done(Ok(plan.finish(out)));
+    }
+}
+
+fn verify(data: &[u8], crcs: &[u32]) -> Result<(), ReadError> {
+    let sound = data.len() == crcs.len() * BLOCK as usize
+        && data
+            .chunks_exact(BLOCK as usize)
+            .zip(crcs)
+            .all(|(block, crc)| crc32fast::hash(block) == *crc);
+    if sound {
+        Ok(())
+    } else {
+        Err(ReadError::Corrupt)
+    }
+}
+
+/// Reads staged blocks and compares their checksums.
+pub(super) fn staged_are_sound(
+    device: &dyn Device,
+    extents_at: u64,
+    blocks: &[super::StagedBlock],
+) -> io::Result<bool> {
+    let mut data = vec![0; BLOCK as usize];
+    for block in blocks {
+        device.read_at(extents_at + block.at * BLOCK, &mut data)?;
+        if crc32fast::hash(&data) != block.crc {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Chunks of an object that the tree or the pending map may have, in order, from `first` on.
+pub(super) fn chunks_of(
+    reader: &Reader<'_>,
+    pending: &Pending,
+    object: Object,
+    first: u32,
+) -> Result<BTreeSet<u32>, StoreError> {
+    let mut chunks: BTreeSet<u32> = reader.chunks_from(object, first)?.into_iter().collect();
+    if pending.touches(object) {
+        chunks.extend(first..pending.last_block(object).div_ceil(CHUNK_BLOCKS).max(first));
+    }
+    Ok(chunks)
+}
