@@ -1,11 +1,13 @@
-//! What the devices of one daemon share: threads for I/O, for long work and for gathered flushes.
+//! What the devices of one daemon share: io_uring or threads for I/O, threads for long work, gathered flushes.
 
+use std::io;
 use std::sync::Arc;
 
 use super::Done;
 use super::file::Inner;
 use super::flusher::Flusher;
 use super::pool::Pool;
+use super::uring::{Transfer, Uring};
 
 /// Threads that one blocking device operation each may occupy.
 const IO_THREADS: usize = 8;
@@ -14,19 +16,58 @@ const WORK_THREADS: usize = 4;
 
 /// The I/O machinery of one daemon. Devices hold it; it ends with the last of them.
 pub struct Engine {
-    io: Pool,
+    uring: Option<Uring>,
+    io: Arc<Pool>,
     work: Pool,
     flusher: Flusher,
 }
 
 impl Engine {
-    /// Starts the machinery (no thread of the pools runs before it is needed).
+    /// Starts the machinery, with io_uring where the system allows it, and logs which it is.
     pub fn new() -> Arc<Self> {
+        let io = Arc::new(Pool::new("mortar-io", IO_THREADS));
+        let uring = match Uring::new(io.clone()) {
+            Ok(uring) => {
+                tracing::info!("device I/O through io_uring");
+                Some(uring)
+            }
+            Err(error) => {
+                let error = explain(&error);
+                tracing::info!(
+                    error,
+                    "device I/O through a thread pool, io_uring is not usable"
+                );
+                None
+            }
+        };
+        Self::build(uring, io)
+    }
+
+    /// The machinery without io_uring.
+    pub fn with_threads() -> Arc<Self> {
+        Self::build(None, Arc::new(Pool::new("mortar-io", IO_THREADS)))
+    }
+
+    fn build(uring: Option<Uring>, io: Arc<Pool>) -> Arc<Self> {
         Arc::new(Self {
-            io: Pool::new("mortar-io", IO_THREADS),
+            uring,
+            io,
             work: Pool::new("mortar-work", WORK_THREADS),
             flusher: Flusher::new(),
         })
+    }
+
+    /// Whether transfers past the page cache go through io_uring.
+    pub fn uses_uring(&self) -> bool {
+        self.uring.is_some()
+    }
+
+    /// Starts a transfer past the page cache.
+    pub(super) fn run_transfer(&self, transfer: Transfer) {
+        match &self.uring {
+            Some(uring) => uring.start(transfer),
+            None => self.io.run(Box::new(move || transfer.finish_by_hand(0))),
+        }
     }
 
     /// Runs a device operation that may block.
@@ -42,5 +83,14 @@ impl Engine {
     /// Flushes one device, together with others that ask meanwhile.
     pub(super) fn run_flush(&self, device: Arc<Inner>, done: Done<()>) {
         self.flusher.flush(device, done);
+    }
+}
+
+/// Why io_uring cannot be used, for a person.
+fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "forbidden on this machine or in this container".to_owned(),
+        Some(libc::ENOSYS) => "the kernel does not have it".to_owned(),
+        _ => error.to_string(),
     }
 }

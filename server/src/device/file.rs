@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 use super::flusher::Flushable;
+use super::uring::{Buffer, Transfer};
 use super::{ALIGNMENT, AlignedBuf, Device, Done, Engine, check_range};
 
 /// Name of the sparse file of a brick whose path is a directory.
@@ -281,8 +283,18 @@ impl Device for FileDevice {
             return done(Err(error));
         }
         let inner = self.inner.clone();
-        self.engine
-            .run_io(Box::new(move || done(inner.write_bulk(offset, &data))));
+        match inner.direct_for(offset, data.as_ptr() as usize, data.len()) {
+            Some(direct) => self.engine.run_transfer(Transfer {
+                fd: direct.as_raw_fd(),
+                buffer: Buffer::Write(data, done),
+                device: self.inner.clone(),
+                offset,
+            }),
+            None => {
+                let job = move || done(inner.file.write_all_at(&data, offset));
+                self.engine.run_io(Box::new(job));
+            }
+        }
     }
 
     fn start_read(&self, offset: u64, len: usize, done: Done<Bytes>) {
@@ -290,11 +302,19 @@ impl Device for FileDevice {
             return done(Err(error));
         }
         let inner = self.inner.clone();
-        self.engine.run_io(Box::new(move || {
-            let mut buf = AlignedBuf::zeroed(len);
-            let result = inner.read_bulk(offset, &mut buf);
-            done(result.map(|()| buf.freeze()));
-        }));
+        match inner.direct_for(offset, 0, len) {
+            Some(direct) => self.engine.run_transfer(Transfer {
+                fd: direct.as_raw_fd(),
+                buffer: Buffer::Read(AlignedBuf::with_capacity(len), len, done),
+                device: self.inner.clone(),
+                offset,
+            }),
+            None => self.engine.run_io(Box::new(move || {
+                let mut buf = AlignedBuf::zeroed(len);
+                let result = inner.file.read_exact_at(&mut buf, offset);
+                done(result.map(|()| buf.freeze()));
+            })),
+        }
     }
 
     fn start_flush(&self, done: Done<()>) {
@@ -315,7 +335,7 @@ impl Inner {
     }
 
     /// Notes that the file system refuses O_DIRECT transfers after all, if `error` says so.
-    fn refuses_direct(&self, error: &io::Error) -> bool {
+    pub(super) fn refuses_direct(&self, error: &io::Error) -> bool {
         let refused = matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP));
         if refused {
             self.direct_works.store(false, Ordering::Relaxed);
@@ -323,7 +343,8 @@ impl Inner {
         refused
     }
 
-    fn write_bulk(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+    /// Writes past the page cache if that is possible; blocks.
+    pub(super) fn write_bulk(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if let Some(direct) = self.direct_for(offset, data.as_ptr() as usize, data.len()) {
             match direct.write_all_at(data, offset) {
                 Err(error) if self.refuses_direct(&error) => {}
@@ -333,7 +354,8 @@ impl Inner {
         self.file.write_all_at(data, offset)
     }
 
-    fn read_bulk(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+    /// Reads past the page cache if that is possible; blocks.
+    pub(super) fn read_bulk(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         if let Some(direct) = self.direct_for(offset, buf.as_ptr() as usize, buf.len()) {
             match direct.read_exact_at(buf, offset) {
                 Err(error) if self.refuses_direct(&error) => {}

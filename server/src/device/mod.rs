@@ -10,6 +10,7 @@ mod file;
 mod flusher;
 mod pool;
 pub mod sim;
+mod uring;
 
 use std::io;
 

@@ -50,6 +50,49 @@ fn a_directory_gets_a_sparse_file_and_keeps_what_is_written() {
 }
 
 #[test]
+fn many_transfers_at_once_with_and_without_a_ring() {
+    let unit = 64 << 10;
+    for engine in [Engine::new(), Engine::with_threads()] {
+        let dir = tempfile::tempdir().unwrap();
+        let device = FileDevice::create(dir.path(), &options(64 << 20), &engine).unwrap();
+        let (send, receive) = mpsc::channel();
+        let count = 600_u64;
+        for number in 0..count {
+            let send = send.clone();
+            let data = AlignedBuf::copy_of(&vec![number as u8; unit]).freeze();
+            let done: Done<()> = Box::new(move |result| send.send(result).unwrap());
+            device.start_write(number * unit as u64, data, done);
+        }
+        assert!((0..count).all(|_| receive.recv().unwrap().is_ok()));
+        let (send, receive) = mpsc::channel();
+        for number in 0..count {
+            let send = send.clone();
+            let done: Done<Bytes> = Box::new(move |result| send.send((number, result)).unwrap());
+            device.start_read(number * unit as u64, unit, done);
+        }
+        drop((device, engine));
+        for _ in 0..count {
+            let (number, result) = receive.recv().unwrap();
+            assert_eq!(result.unwrap(), vec![number as u8; unit]);
+        }
+    }
+}
+
+#[test]
+fn a_file_cut_short_behind_our_back_gives_errors() {
+    for engine in [Engine::new(), Engine::with_threads()] {
+        let dir = tempfile::tempdir().unwrap();
+        let device = FileDevice::create(dir.path(), &options(1 << 20), &engine).unwrap();
+        let file = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join(BRICK_FILE));
+        file.unwrap().set_len(100 << 10).unwrap();
+        let error = wait(|done| device.start_read(64 << 10, 64 << 10, done)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+    }
+}
+
+#[test]
 fn access_beyond_the_end_is_an_error() {
     let engine = Engine::new();
     let dir = tempfile::tempdir().unwrap();
