@@ -130,6 +130,13 @@ impl Run<'_, '_, '_> {
                 self.modified()?;
                 self.grow(*size)
             }
+            InodeOp::Grow { len } => {
+                self.check_file()?;
+                let size = self.work.inode(id)?.map_or(0, |inode| inode.size);
+                self.appended_at.get_or_insert(size);
+                self.modified()?;
+                self.grow(size.checked_add(*len).ok_or(Errno::EFBIG)?)
+            }
             InodeOp::Truncate { size } => self.truncate(*size),
             InodeOp::SetAttr(set) => set_attr(self.work, id, set),
             InodeOp::SetXattr { name, value, mode } => {

@@ -19,7 +19,7 @@
 //! | `K` key of a record | [`Vec<Holder>`](Holder): the intents that lock it |
 //! | `N` | [`Counters`] |
 //!
-//! The letters a to z belong to the other layers of the brick.
+//! The letters A, E, M and R belong to the store, bytes from 0xf0 on to the brick.
 
 use bytes::Bytes;
 use mortar_protocol::attr::{Attr, FileKind, Time};
