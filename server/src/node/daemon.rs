@@ -122,7 +122,11 @@ pub async fn serve(
         .first_runtime()
         .ok_or_else(|| DaemonError::System("core threads", std::io::Error::other("none")))?;
     let (to_admin, admin_calls) = mpsc::channel(ADMIN_QUEUE);
-    let service = Arc::new(NodeService::new(Arc::clone(&bricks), to_admin));
+    let service = Arc::new(NodeService::new(
+        Arc::clone(&bricks),
+        Arc::clone(&control),
+        to_admin,
+    ));
     let server = QuicServer::start(
         &data.credentials,
         options.listen,
