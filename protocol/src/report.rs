@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Space;
-use crate::ids::{BootId, BrickId, Epoch, NodeId, Pos, RunId, SessionId, SetId, SetIndex};
+use crate::ids::{BootId, BrickId, Epoch, NodeId, RunId, SessionId, SetId, SetIndex};
+use crate::peer::History;
 use crate::placement::Layout;
 use crate::view::{SetKind, View};
 
@@ -21,14 +22,17 @@ pub struct FromBrick {
     pub event: BrickEvent,
 }
 
-/// The run that last was a member, as the brick's superblock names it. Written only by runs that are members.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
-pub struct MemberRun {
-    /// The run.
-    pub run: RunId,
-    /// Boot of its machine.
+/// Most runs that a [`MemberRuns`] lists.
+pub const MAX_MEMBER_RUNS: usize = 8;
+
+/// The runs that were members, as the brick's superblock names them. Written only by runs that are members.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct MemberRuns {
+    /// Runs between which nothing written was lost, oldest first: all under one boot, or ended cleanly.
+    pub runs: Vec<RunId>,
+    /// Boot of the machine of the last one.
     pub boot: BootId,
-    /// Whether it stopped cleanly: everything flushed, as a member.
+    /// Whether the last one stopped cleanly: everything flushed, as a member.
     pub clean: bool,
 }
 
@@ -41,10 +45,10 @@ pub enum BrickEvent {
         node: NodeId,
         /// Boot of the machine it runs under.
         boot: BootId,
-        /// Newest entry of its log.
-        head: Pos,
-        /// The run that last was a member, if one ever was.
-        member: Option<MemberRun>,
+        /// The positions of its log.
+        history: History,
+        /// The runs that last were members, if one ever was.
+        member: Option<MemberRuns>,
         /// Last view its superblock names.
         view: Option<View>,
         /// The log is damaged below its flushed mark: the brick counts as absent.
@@ -129,6 +133,8 @@ pub enum ToBrick {
         /// Sessions that are alive.
         live: Vec<SessionId>,
     },
+    /// Say [`BrickEvent::Started`] again: the control plane has begun to lead.
+    Report,
     /// Flush, mark the superblock clean and serve no more; answered with [`BrickEvent::Stopped`].
     Stop,
 }

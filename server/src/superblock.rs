@@ -156,9 +156,9 @@ pub struct Superblock {
     pub view: Option<View>,
     /// Boot of the machine under which the last run that was a member ran (P8).
     pub boot: BootId,
-    /// The last run that was a member (P8).
-    pub run: RunId,
-    /// Whether that run stopped in good order, as a member, with everything flushed.
+    /// The runs that were members between which nothing written was lost, oldest first (P8).
+    pub runs: Vec<RunId>,
+    /// Whether the last run that was a member stopped in good order, as a member, with everything flushed.
     pub clean: bool,
     /// Whether the volume was deleted: the brick is never opened again.
     pub deleted: bool,

@@ -13,4 +13,8 @@ mod storage;
 pub use self::api::{BrickConfig, CallReply, Completions, Message, Outbox, StageReply};
 pub use self::core::Core;
 pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};
-pub use self::storage::{Extra, FlushDone, HeldStage, NEWEST, ReadDone, StageDone, Storage};
+#[cfg(test)]
+pub(crate) use self::state::lineage;
+pub use self::storage::{
+    AppendError, Extra, FlushDone, HeldStage, NEWEST, ReadDone, StageDone, Storage,
+};

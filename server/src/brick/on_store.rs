@@ -7,11 +7,11 @@ use bytes::Bytes;
 use mortar_protocol::entry::{Entry, Object, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::ids::{Pos, RunId, Seq, SessionId, StageId};
-use mortar_protocol::report::MemberRun;
+use mortar_protocol::ids::{Pos, Seq, SessionId, StageId};
+use mortar_protocol::report::MemberRuns;
 use mortar_protocol::view::View;
 
-use super::storage::{Extra, FlushDone, HeldStage, ReadDone, StageDone, Storage};
+use super::storage::{AppendError, Extra, FlushDone, HeldStage, ReadDone, StageDone, Storage};
 use crate::setlog::{LogGone, LogReader};
 use crate::store::{MAX_PENDING, ReadError, Store, StoreError};
 
@@ -50,11 +50,14 @@ impl Storage for Store {
     }
 
     fn log_start(&self) -> Pos {
-        self.positions().0
+        Self::log_start(self)
     }
 
-    fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), String> {
-        Self::append(self, entries).map_err(|err| err.to_string())
+    fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), AppendError> {
+        Self::append(self, entries).map_err(|err| match err {
+            StoreError::LogFull | StoreError::NoSpace => AppendError::Full,
+            err => AppendError::Failed(err.to_string()),
+        })
     }
 
     fn start_flush(&mut self, done: FlushDone) {
@@ -146,10 +149,10 @@ impl Storage for Store {
         self.superblock().view.clone()
     }
 
-    fn member_run(&self) -> Option<MemberRun> {
+    fn member_runs(&self) -> Option<MemberRuns> {
         let block = self.superblock();
-        (block.run != RunId::default()).then_some(MemberRun {
-            run: block.run,
+        (!block.runs.is_empty()).then(|| MemberRuns {
+            runs: block.runs.clone(),
             boot: block.boot,
             clean: block.clean,
         })
@@ -159,10 +162,10 @@ impl Storage for Store {
         self.log_damaged()
     }
 
-    fn save_member(&mut self, view: &View, member: MemberRun) -> Result<(), String> {
+    fn save_member(&mut self, view: &View, member: &MemberRuns) -> Result<(), String> {
         self.write_superblock(|block| {
             block.view = Some(view.clone());
-            block.run = member.run;
+            block.runs = member.runs.clone();
             block.boot = member.boot;
             block.clean = member.clean;
         })

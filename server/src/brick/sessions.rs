@@ -123,8 +123,10 @@ impl Sessions {
                     seq,
                     result: result.clone(),
                 };
-                found.results.insert(*number, kept);
                 found.answered(*answered_below);
+                if *number >= found.answered_below {
+                    found.results.insert(*number, kept);
+                }
                 while found.results.len() > MAX_RESULTS {
                     found.results.pop_first();
                 }

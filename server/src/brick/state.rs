@@ -15,13 +15,15 @@ use mortar_protocol::ids::{
 };
 use mortar_protocol::limits::BLOCK;
 use mortar_protocol::peer::{History, PeerEnvelope, PeerFrame, PeerMessage};
-use mortar_protocol::report::{BrickEvent, FromBrick, MemberRun, SetShape, ToBrick};
+use mortar_protocol::report::{
+    BrickEvent, FromBrick, MAX_MEMBER_RUNS, MemberRuns, SetShape, ToBrick,
+};
 use mortar_protocol::view::{SetKind, View};
 
 use super::api::{BrickConfig, CallReply, Completion, Completions};
 use super::rules::Rules;
 use super::sessions::{self, Sessions};
-use super::storage::{NEWEST, Storage};
+use super::storage::{AppendError, NEWEST, Storage};
 use crate::setlog::{Action, Me, SetLog};
 
 /// Record of the set's openings: (number, newest place adopted), as far as a client may still name a place above.
@@ -209,6 +211,7 @@ impl Brick {
                 self.book = Some((below, live.into_iter().collect()));
                 self.end_sessions();
             }
+            ToBrick::Report => self.report_started(),
             ToBrick::Stop => {
                 if self.life == Life::Serving {
                     self.life = Life::Stopping;
@@ -362,8 +365,8 @@ impl Brick {
         let event = BrickEvent::Started {
             node: self.node,
             boot: self.boot,
-            head: self.log.head(),
-            member: self.storage.member_run(),
+            history: self.log.history().clone(),
+            member: self.storage.member_runs(),
             view: self.storage.view(),
             damaged: self.storage.damaged(),
             space: self.storage.space(),
@@ -426,12 +429,8 @@ impl Brick {
                 }));
             }
             Action::SaveView(view) => {
-                let member = MemberRun {
-                    run: self.run,
-                    boot: self.boot,
-                    clean: false,
-                };
-                if let Err(reason) = self.storage.save_member(&view, member) {
+                let member = lineage(self.storage.member_runs(), self.run, self.boot, false);
+                if let Err(reason) = self.storage.save_member(&view, &member) {
                     self.poison(&reason);
                 }
             }
@@ -455,18 +454,31 @@ impl Brick {
             effects,
             body,
         });
-        self.append(&[entry]);
+        // Admission keeps room back for the entries a primary makes.
+        if !self.append(&[entry]) {
+            self.poison("the log is full");
+        }
     }
 
-    fn append(&mut self, entries: &[Arc<Entry>]) {
-        if let Err(reason) = self.storage.append(entries) {
-            self.poison(&reason);
-            return;
+    /// Appends entries; false if there is no room at the moment.
+    fn append(&mut self, entries: &[Arc<Entry>]) -> bool {
+        match self.storage.append(entries) {
+            Ok(()) => {
+                for entry in entries {
+                    self.sessions.note(entry, self.now);
+                }
+                self.log.appended(entries, &mut self.acts);
+                true
+            }
+            Err(AppendError::Full) => {
+                self.storage.want_checkpoint();
+                false
+            }
+            Err(AppendError::Failed(reason)) => {
+                self.poison(&reason);
+                true
+            }
         }
-        for entry in entries {
-            self.sessions.note(entry, self.now);
-        }
-        self.log.appended(entries, &mut self.acts);
     }
 
     /// Remembers up to where the log reached when a lossy opening began.
@@ -502,16 +514,19 @@ impl Brick {
 
     /// Appends what the primary sent, as far as its stages are here.
     fn take_arrivals(&mut self) {
-        let mut ready = Vec::new();
-        while let Some(entry) = self.arriving.front() {
-            if self.lacks(entry) {
-                break;
+        let lacking = self.arriving.iter().position(|entry| self.lacks(entry));
+        let count = lacking.unwrap_or(self.arriving.len());
+        if count > 0 {
+            let ready: Vec<_> = self.arriving.drain(..count).collect();
+            if self.append(&ready) {
+                self.lacking = None;
+            } else {
+                ready
+                    .into_iter()
+                    .rev()
+                    .for_each(|entry| self.arriving.push_front(entry));
+                return;
             }
-            ready.extend(self.arriving.pop_front());
-        }
-        if !ready.is_empty() {
-            self.lacking = None;
-            self.append(&ready);
         }
         if self.arriving.is_empty() {
             return;
@@ -664,13 +679,9 @@ impl Brick {
             self.life = Life::Stopped;
         } else if self.arriving.is_empty() && self.storage.flushed() == self.storage.head() {
             let view = self.log.view().cloned().filter(|_| self.log.is_member());
-            let member = MemberRun {
-                run: self.run,
-                boot: self.boot,
-                clean: true,
-            };
+            let member = lineage(self.storage.member_runs(), self.run, self.boot, true);
             if let Some(view) = view
-                && let Err(reason) = self.storage.save_member(&view, member)
+                && let Err(reason) = self.storage.save_member(&view, &member)
             {
                 self.poison(&reason);
                 return;
@@ -739,6 +750,22 @@ fn attaches(entry: &Entry, stage: mortar_protocol::ids::StageId) -> bool {
     let same =
         |effect: &Effect| matches!(effect, Effect::Attach { stage: found, .. } if *found == stage);
     entry.effects.iter().any(same)
+}
+
+/// The runs to name in the superblock once `run` is a member, given what it names now.
+pub(crate) fn lineage(
+    known: Option<MemberRuns>,
+    run: RunId,
+    boot: BootId,
+    clean: bool,
+) -> MemberRuns {
+    let whole = known.filter(|known| known.boot == boot || known.clean);
+    let mut runs = whole.map_or_else(Vec::new, |known| known.runs);
+    if runs.last() != Some(&run) {
+        runs.push(run);
+    }
+    runs.drain(..runs.len().saturating_sub(MAX_MEMBER_RUNS));
+    MemberRuns { runs, boot, clean }
 }
 
 /// Whether a failed write means a broken device; a full file system does not.

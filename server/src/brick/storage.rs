@@ -9,7 +9,7 @@ use mortar_protocol::entry::{Entry, Object, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::Fault;
 use mortar_protocol::ids::{Pos, Seq, SessionId, StageId};
-use mortar_protocol::report::MemberRun;
+use mortar_protocol::report::MemberRuns;
 use mortar_protocol::view::View;
 
 use crate::setlog::LogReader;
@@ -24,6 +24,15 @@ pub struct HeldStage {
     pub crcs: Vec<u32>,
     /// Length in bytes.
     pub len: usize,
+}
+
+/// Why entries were not appended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum AppendError {
+    /// No room until a checkpoint.
+    Full,
+    /// The brick is poisoned, and why.
+    Failed(String),
 }
 
 /// Called with the outcome of a flush: the newest entry it covers.
@@ -48,8 +57,8 @@ pub trait Storage: LogReader + Send {
     /// Appends entries; all their stages are held.
     ///
     /// # Errors
-    /// If the medium failed.
-    fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), String>;
+    /// If there is no room at the moment, or the medium failed; nothing is appended then.
+    fn append(&mut self, entries: &[Arc<Entry>]) -> Result<(), AppendError>;
     /// Flushes everything appended so far.
     fn start_flush(&mut self, done: FlushDone);
     /// The flush that covers `pos` has ended well.
@@ -118,13 +127,13 @@ pub trait Storage: LogReader + Send {
 
     /// Last view the superblock names.
     fn view(&self) -> Option<View>;
-    /// The run that last was a member.
-    fn member_run(&self) -> Option<MemberRun>;
+    /// The runs that last were members.
+    fn member_runs(&self) -> Option<MemberRuns>;
     /// Whether the log is damaged below its flushed mark.
     fn damaged(&self) -> bool;
-    /// Saves the view and the run that is a member of it, durably.
+    /// Saves the view and the runs that are members, durably.
     ///
     /// # Errors
     /// If the medium failed.
-    fn save_member(&mut self, view: &View, member: MemberRun) -> Result<(), String>;
+    fn save_member(&mut self, view: &View, member: &MemberRuns) -> Result<(), String>;
 }

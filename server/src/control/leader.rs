@@ -256,7 +256,8 @@ fn sessions(volume: &Volume) -> ToBrick {
 mod tests {
     use super::*;
     use mortar_protocol::entry::Space;
-    use mortar_protocol::ids::{BootId, NodeId, Pos, RunId};
+    use mortar_protocol::ids::{BootId, NodeId, RunId};
+    use mortar_protocol::peer::History;
     use mortar_protocol::view::{BrickInfo, SetKind};
     use parking_lot::Mutex;
 
@@ -333,7 +334,7 @@ mod tests {
         BrickEvent::Started {
             node: NODE,
             boot: BootId(1),
-            head: Pos::default(),
+            history: History::default(),
             member: None,
             view: None,
             damaged: false,

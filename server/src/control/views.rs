@@ -9,11 +9,13 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mortar_protocol::env::Mono;
-use mortar_protocol::ids::{BootId, BrickId, Epoch, NodeId, Opening, Pos, RunId, SetId};
-use mortar_protocol::report::{BrickEvent, FromBrick, MemberRun};
+use mortar_protocol::ids::{BootId, BrickId, Epoch, NodeId, Opening, Pos, RunId, Seq, SetId};
+use mortar_protocol::peer::History;
+use mortar_protocol::report::{BrickEvent, FromBrick, MemberRuns};
 use mortar_protocol::view::{Member, View};
 
 use super::machine::SetViews;
+use crate::setlog::Positions;
 
 /// A brick as the volume names it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,8 +33,8 @@ pub struct Configured {
 struct Running {
     run: RunId,
     boot: BootId,
-    head: Pos,
-    member: Option<MemberRun>,
+    history: History,
+    member: Option<MemberRuns>,
     /// It can be no member in this run: damaged, poisoned, stopped, or its log does not fit.
     out: bool,
 }
@@ -60,7 +62,7 @@ impl Seen {
         match &report.event {
             BrickEvent::Started {
                 boot,
-                head,
+                history,
                 member,
                 damaged,
                 ..
@@ -72,8 +74,8 @@ impl Seen {
                 let running = Running {
                     run: report.run,
                     boot: *boot,
-                    head: *head,
-                    member: *member,
+                    history: history.clone(),
+                    member: member.clone(),
                     out: *damaged,
                 };
                 self.bricks.insert(report.brick, running);
@@ -95,7 +97,7 @@ impl Seen {
                 self.bricks.entry(report.brick).or_insert_with(|| Running {
                     run: report.run,
                     boot: BootId::default(),
-                    head: Pos::default(),
+                    history: History::default(),
                     member: None,
                     out: true,
                 });
@@ -161,7 +163,7 @@ impl Scene<'_> {
             seen.closed_since = None;
             return self.change(base, seen);
         }
-        if self.pending_stands(seen) {
+        if self.pending_runs(seen) {
             return None;
         }
         self.open(base, seen, now)
@@ -182,6 +184,14 @@ impl Scene<'_> {
         self.views.current.as_ref().is_some_and(|view| {
             let ended = |member: &Member| seen.standing(member) == Standing::Ended;
             !view.effective && !view.members.iter().any(ended)
+        })
+    }
+
+    /// Whether there is a view that has not taken effect, all of whose members are known to run.
+    fn pending_runs(&self, seen: &Seen) -> bool {
+        self.views.current.as_ref().is_some_and(|view| {
+            let runs = |member: &Member| seen.standing(member) == Standing::Runs;
+            !view.effective && view.members.iter().all(runs)
         })
     }
 
@@ -259,7 +269,7 @@ impl Scene<'_> {
 
     /// The first opening: nothing has ever been acknowledged.
     fn first(&self, seen: &mut Seen, now: Mono) -> Option<View> {
-        if self.pending_stands(seen) {
+        if self.pending_runs(seen) {
             return None;
         }
         let members: Vec<Member> = self
@@ -302,8 +312,8 @@ impl Scene<'_> {
             else {
                 return false;
             };
-            running.member.is_some_and(|member| {
-                member.run == was.run && (member.boot == running.boot || member.clean)
+            running.member.as_ref().is_some_and(|member| {
+                member.runs.contains(&was.run) && (member.boot == running.boot || member.clean)
             })
         });
         let current = self
@@ -329,7 +339,16 @@ impl Scene<'_> {
         if !complete && now.since(since) < self.open_wait {
             return None;
         }
-        let head = |member: &Member| seen.fit(member.brick).map(|running| running.head);
+        // What is above the last view that took effect was made by views that never served: it says nothing.
+        let last = self
+            .views
+            .effective
+            .as_ref()
+            .map_or(Epoch(u64::MAX), |view| view.epoch);
+        let head = |member: &Member| {
+            seen.fit(member.brick)
+                .map(|running| newest_upto(&running.history, last))
+        };
         // The highest log; of equals the first configured.
         let mut primary: Option<&Member> = None;
         for member in members.iter().filter(|member| member.keeps_data) {
@@ -342,3 +361,18 @@ impl Scene<'_> {
         Some(self.view(primary, members, opening))
     }
 }
+
+/// The newest entry of a log that an epoch up to `last` made.
+fn newest_upto(history: &History, last: Epoch) -> Pos {
+    let later = history.starts.iter().find(|start| start.epoch > last);
+    later.map_or(history.head, |start| {
+        history
+            .at(Seq(start.seq.0.saturating_sub(1)))
+            .unwrap_or(history.base)
+    })
+}
+
+#[cfg(test)]
+mod cluster;
+#[cfg(test)]
+mod tests;

@@ -10,4 +10,3 @@ pub mod daemon;
 pub mod data_dir;
 pub mod enrolment;
 pub mod service;
-pub mod stores;

@@ -36,6 +36,13 @@ pub(super) struct Marks {
     pub(super) serving: bool,
 }
 
+impl Backup {
+    /// Whether the primary of this view was told where this log stands.
+    pub(super) fn has_spoken(&self) -> bool {
+        self.state_sent.is_some()
+    }
+}
+
 impl SetLog {
     /// Tells the primary where this log stands.
     pub(super) fn send_state(&mut self, out: &mut Vec<Action>) {

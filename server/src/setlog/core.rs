@@ -184,6 +184,11 @@ impl SetLog {
         self.history.at(seq)
     }
 
+    /// The positions of the own log.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// Newest entry accepted.
     pub fn head(&self) -> Pos {
         self.history.head
@@ -226,11 +231,11 @@ impl SetLog {
             std::cmp::Ordering::Less => {}
             std::cmp::Ordering::Equal => {
                 let known = self.view.get_or_insert_with(|| view.clone());
-                if view.effective && !known.effective && known.members == view.members {
-                    known.effective = true;
+                let news = view.effective && !known.effective && known.members == view.members;
+                known.effective |= news;
+                if news && self.is_member() {
                     self.advance(out);
-                }
-                if !self.is_member() {
+                } else if !self.is_member() && (news || !self.backup.has_spoken()) {
                     self.take_role(out);
                 }
             }

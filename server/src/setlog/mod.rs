@@ -7,8 +7,6 @@ mod backup;
 mod core;
 mod history;
 mod primary;
-#[cfg(test)]
-mod tests;
 
 pub use self::core::{Action, LogGone, LogReader, Me, SetLog};
 pub use self::history::Positions;

@@ -267,6 +267,11 @@ impl Store {
         self.wal.position_at(seq)
     }
 
+    /// Position of the entry before the oldest one the log holds.
+    pub fn log_start(&self) -> Pos {
+        self.wal.start()
+    }
+
     /// Positions of all entries the log holds, oldest first, and of the one before them.
     pub fn positions(&self) -> (Pos, Vec<Pos>) {
         (self.wal.start(), self.wal.positions().collect())

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use mortar_protocol::entry::{Effect, Entry};
 use mortar_protocol::env::Mono;
-use mortar_protocol::ids::{BootId, BrickId, ClusterId, NodeId, Pos, RunId, Seq, SetId};
+use mortar_protocol::ids::{BootId, BrickId, ClusterId, NodeId, Pos, Seq, SetId};
 use mortar_protocol::limits::BLOCK;
 use mortar_protocol::view::SetKind;
 use parking_lot::Mutex;
@@ -132,7 +132,7 @@ impl Store {
             geometry,
             view: None,
             boot: BootId::default(),
-            run: RunId::default(),
+            runs: Vec::new(),
             clean: false,
             deleted: false,
             damaged: false,

@@ -18,7 +18,7 @@ fn sample(size: u64) -> Superblock {
         geometry: Geometry::for_size(size),
         view: None,
         boot: BootId(7),
-        run: RunId(8),
+        runs: vec![RunId(8)],
         clean: false,
         deleted: false,
         damaged: false,
