@@ -147,6 +147,14 @@ pub enum Fop {
         /// Whether contents are wanted.
         data: bool,
     },
+    /// Blocks that a file's shards on this set have at or beyond `size` bytes of the file: for `other_blocks` of
+    /// [`Part::InodeCut`]. Answer: [`Reply::Blocks`].
+    Blocks {
+        /// File.
+        id: InodeId,
+        /// Bytes of the whole file that do not count.
+        size: u64,
+    },
     /// Space of the set. Answer: [`Reply::StatFs`].
     StatFs,
     /// Waits until everything up to the mark is flushed on every member. Answer: [`Reply::Done`], or
@@ -250,6 +258,7 @@ impl Fop {
                 | Self::Read { .. }
                 | Self::Seek { .. }
                 | Self::Open { .. }
+                | Self::Blocks { .. }
                 | Self::StatFs
                 | Self::Sync { .. }
                 | Self::LockTest(_)
@@ -273,6 +282,7 @@ impl Fop {
             Self::Read { .. } => "read",
             Self::Seek { .. } => "seek",
             Self::Open { .. } => "open",
+            Self::Blocks { .. } => "blocks",
             Self::StatFs => "statfs",
             Self::Sync { .. } => "sync",
             Self::LockTest(_) => "locktest",
@@ -428,7 +438,7 @@ pub enum Part {
         cut: Cut,
         /// Attribute changes that go with it.
         set: SetAttr,
-        /// Blocks (512 bytes) that the other sets give back.
+        /// Blocks (512 bytes) that the other sets give back ([`Fop::Blocks`]).
         other_blocks: u64,
     },
     /// On the inode's set: removes an unlinked file of several shards (one of [`Reply::Renewed`]'s `garbage`) after its
@@ -740,6 +750,8 @@ pub enum Reply {
         /// Whether the contents are in the body.
         data: bool,
     },
+    /// Allocated blocks of 512 bytes.
+    Blocks(u64),
     /// Space of the set, in bytes, and inodes.
     StatFs {
         /// All that files can use.

@@ -80,7 +80,10 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// See [`DaemonError`].
-pub fn run(options: &Options, backend: Backend) -> Result<(), DaemonError> {
+pub fn run(
+    options: &Options,
+    backend: impl FnOnce(&DataDir) -> Backend,
+) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -99,13 +102,14 @@ pub fn run(options: &Options, backend: Backend) -> Result<(), DaemonError> {
     })
 }
 
-/// Runs a daemon on the current runtime until `stop` is ready. `ready` is called with the UDP address once it serves.
+/// Runs a daemon on the current runtime until `stop` is ready. `backend` makes what this node's
+/// bricks need; `ready` is called with the UDP address once it serves.
 ///
 /// # Errors
 /// See [`DaemonError`].
 pub async fn serve(
     options: &Options,
-    backend: Backend,
+    backend: impl FnOnce(&DataDir) -> Backend,
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), DaemonError> {
@@ -116,13 +120,23 @@ pub async fn serve(
     let other_nodes = Box::new(|frame: mortar_protocol::peer::PeerFrame| {
         tracing::debug!(to = %frame.envelope.to, "a message to a brick that is not open");
     });
-    let bricks = Bricks::start(data.node, options.threads, backend, reports, other_nodes)
-        .map_err(system("core threads"))?;
+    let bricks = Bricks::start(
+        data.node,
+        options.threads,
+        backend(&data),
+        reports,
+        other_nodes,
+    )
+    .map_err(system("core threads"))?;
     let core = bricks
         .first_runtime()
         .ok_or_else(|| DaemonError::System("core threads", std::io::Error::other("none")))?;
     let (to_admin, admin_calls) = mpsc::channel(ADMIN_QUEUE);
-    let service = Arc::new(NodeService::new(Arc::clone(&bricks), to_admin));
+    let service = Arc::new(NodeService::new(
+        Arc::clone(&bricks),
+        Arc::clone(&control),
+        to_admin,
+    ));
     let server = QuicServer::start(
         &data.credentials,
         options.listen,

@@ -10,3 +10,4 @@ pub mod daemon;
 pub mod data_dir;
 pub mod enrolment;
 pub mod service;
+pub mod stores;

@@ -8,15 +8,18 @@ use mortar_protocol::admin::AdminRequest;
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Request, Stage, StageAnswer};
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::{Mark, Seq};
+use mortar_protocol::ids::{BrickId, Mark, Seq};
 use mortar_protocol::peer::{PeerEnvelope, PeerFrame};
 use mortar_protocol::transport::{Identity, Peer, ReplyTo, Service};
+use mortar_protocol::view::VolumeState;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::bricks::Bricks;
 use crate::brick::Message;
+use crate::control::machine::Volume;
+use crate::control::store::Control;
 
 /// A management request on its way to the control plane's thread.
 pub struct AdminCall {
@@ -34,18 +37,33 @@ pub const ADMIN_QUEUE: usize = 4_096;
 /// Serves a node's requests.
 pub struct NodeService {
     bricks: Arc<Bricks>,
+    control: Arc<Control>,
     admin: mpsc::Sender<AdminCall>,
 }
 
 impl NodeService {
     /// A service over this node's bricks; management requests go to `admin`.
-    pub fn new(bricks: Arc<Bricks>, admin: mpsc::Sender<AdminCall>) -> Self {
-        Self { bricks, admin }
+    pub fn new(bricks: Arc<Bricks>, control: Arc<Control>, admin: mpsc::Sender<AdminCall>) -> Self {
+        Self {
+            bricks,
+            control,
+            admin,
+        }
+    }
+
+    /// What to say of a brick that is not open here: ask again if it will be, else ask elsewhere.
+    fn absent(&self, brick: BrickId) -> Fault {
+        let state = self.control.state();
+        let serves = |volume: &Volume| volume.info.state == VolumeState::Started;
+        match state.set_of(brick).and_then(|set| state.set(set)) {
+            Some((volume, _)) if serves(volume) => Fault::NotServing,
+            _ => Fault::UnknownBrick,
+        }
     }
 
     fn fop(&self, uid: u32, call: Call, body: Bytes, reply: ReplyTo) {
         let Some(core) = self.bricks.core_of(call.brick) else {
-            return answer(reply, &refusal(Fault::UnknownBrick), Bytes::new());
+            return answer(reply, &refusal(self.absent(call.brick)), Bytes::new());
         };
         let message = Message::Call {
             call: Box::new(call),
@@ -58,13 +76,17 @@ impl NodeService {
 
     fn stage(&self, uid: u32, stage: Stage, data: Bytes, reply: ReplyTo) {
         let mut by_core: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut results = Vec::new();
         for (place, brick) in stage.bricks.iter().enumerate() {
             if let Some(core) = self.bricks.core_of(*brick) {
                 by_core.entry(core).or_default().push(place);
+                results.push(Err(Fault::NotServing));
+            } else {
+                results.push(Err(self.absent(*brick)));
             }
         }
         let all = Arc::new(Gather {
-            results: Mutex::new(vec![Err(Fault::UnknownBrick); stage.bricks.len()]),
+            results: Mutex::new(results),
             reply: Mutex::new(Some(reply)),
         });
         for (core, places) in by_core {

@@ -6,7 +6,6 @@
 mod backend;
 
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -49,8 +48,8 @@ pub struct Tree {
 
 /// Runs what calls into redb; a panic there becomes an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, TreeError>) -> Result<T, TreeError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|_| Err(TreeError::Failed("the tree's library panicked".into())))
+    crate::guard::catch(work)
+        .unwrap_or_else(|| Err(TreeError::Failed("the tree's library panicked".into())))
 }
 
 impl Tree {

@@ -19,6 +19,7 @@ use super::*;
 use crate::brick::{Asked, Executed, ReadAnswer, Rules, StateAt, Storage};
 use crate::control::admin::FormatBrick;
 use crate::node::bricks::{OpenFailure, Stores};
+use crate::node::stores::FileStores;
 
 #[derive(Default)]
 struct NoStores(Mutex<BTreeSet<String>>);
@@ -74,7 +75,21 @@ struct Running {
     addr: SocketAddr,
 }
 
-fn start(dir: &std::path::Path) -> Running {
+fn no_stores(_: &DataDir) -> Backend {
+    Backend {
+        stores: Arc::new(NoStores::default()),
+        rules: Arc::new(NoRules),
+    }
+}
+
+fn file_stores(data: &DataDir) -> Backend {
+    Backend {
+        stores: FileStores::new(data.cluster, data.node),
+        rules: Arc::new(NoRules),
+    }
+}
+
+fn start(dir: &std::path::Path, backend: fn(&DataDir) -> Backend) -> Running {
     let options = Options {
         data_dir: dir.to_owned(),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -90,10 +105,6 @@ fn start(dir: &std::path::Path) -> Running {
             .unwrap();
         let stop = async {
             let _ = stopped.await;
-        };
-        let backend = Backend {
-            stores: Arc::new(NoStores::default()),
-            rules: Arc::new(NoRules),
         };
         runtime.block_on(serve(&options, backend, stop, |addr| {
             ready.send(addr).unwrap();
@@ -132,7 +143,7 @@ fn commands_reach_the_control_plane_and_outlive_a_restart() {
         .enable_all()
         .build()
         .unwrap();
-    let daemon = start(&data);
+    let daemon = start(&data, no_stores);
     let transport = client(&data, &runtime);
     let create = AdminRequest::Create(CreateVolume {
         name: "v".to_owned(),
@@ -163,7 +174,7 @@ fn commands_reach_the_control_plane_and_outlive_a_restart() {
         );
     });
     daemon.stop();
-    let daemon = start(&data);
+    let daemon = start(&data, no_stores);
     runtime.block_on(async {
         let info = ask(&transport, daemon.addr, AdminRequest::Info { volume: None }).await;
         let AdminReply::Volumes(volumes) = info else {
@@ -171,5 +182,86 @@ fn commands_reach_the_control_plane_and_outlive_a_restart() {
         };
         assert_eq!(volumes.len(), 1);
     });
+    daemon.stop();
+}
+
+fn created(name: &str, dir: &std::path::Path) -> AdminRequest {
+    AdminRequest::Create(CreateVolume {
+        name: name.to_owned(),
+        kind: SetKind::Replicate { copies: 3 },
+        bricks: ["a", "b", "c"]
+            .iter()
+            .map(|brick| BrickSpec {
+                host: "localhost".to_owned(),
+                path: dir.join(brick).display().to_string(),
+            })
+            .collect(),
+        brick_size: Some(256 << 20),
+        force: true,
+    })
+}
+
+async fn in_sync(transport: &QuicTransport, addr: SocketAddr) -> usize {
+    let status = AdminRequest::Status {
+        volume: "v".to_owned(),
+    };
+    match ask(transport, addr, status).await {
+        AdminReply::Status { bricks, .. } => bricks.iter().filter(|brick| brick.in_sync).count(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_replicated_volume_opens_stops_and_opens_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let volume = || "v".to_owned();
+    let start_volume = || AdminRequest::Start {
+        volume: volume(),
+        force: false,
+    };
+    let daemon = start(&data, file_stores);
+    let transport = client(&data, &runtime);
+    runtime.block_on(async {
+        let addr = daemon.addr;
+        assert_eq!(ask(&transport, addr, created("v", dir.path())).await, AdminReply::Done);
+        for _ in 0..2 {
+            assert_eq!(ask(&transport, addr, start_volume()).await, AdminReply::Done);
+            assert_eq!(in_sync(&transport, addr).await, 3);
+            let stop = AdminRequest::Stop {
+                volume: volume(),
+                force: false,
+            };
+            assert_eq!(ask(&transport, addr, stop).await, AdminReply::Done);
+        }
+        assert_eq!(ask(&transport, addr, start_volume()).await, AdminReply::Done);
+        // Their paths are taken, whatever is asked.
+        let again = ask(&transport, addr, created("w", dir.path())).await;
+        assert!(matches!(again, AdminReply::Refused { message } if message.contains("already part of a volume")));
+    });
+    daemon.stop();
+    let daemon = start(&data, file_stores);
+    let begun = mono_now();
+    runtime.block_on(async {
+        // The layout tells when there is something new.
+        let mut newer_than = 0;
+        while in_sync(&transport, daemon.addr).await < 3 {
+            let layout = AdminRequest::Layout {
+                volume: volume(),
+                newer_than,
+            };
+            let AdminReply::Layout { version, .. } = ask(&transport, daemon.addr, layout).await
+            else {
+                panic!("no layout")
+            };
+            newer_than = version;
+        }
+    });
+    let took = mono_now().since(begun);
+    assert!(took < Duration::from_secs(3), "{took:?}");
     daemon.stop();
 }

@@ -1,0 +1,156 @@
+//! Bricks on directories, files and block devices of this machine.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use mortar_protocol::ids::{ClusterId, NodeId, SetIndex};
+use mortar_protocol::view::{BrickInfo, VolumeInfo};
+
+use super::bricks::{OpenFailure, Stores};
+use crate::brick::Storage;
+use crate::control::admin::FormatBrick;
+use crate::device::{BRICK_FILE, CreateOptions, Device, Engine, FileDevice, TargetError};
+use crate::store::{FormatParams, Store};
+use crate::superblock::{MIN_SIZE, Stored, SuperblockError};
+
+/// What of a file system's free space its bricks may plan with when no size is named, in percent.
+const USABLE: u64 = 95;
+
+/// Bricks on this machine.
+pub struct FileStores {
+    engine: Arc<Engine>,
+    cluster: ClusterId,
+    node: NodeId,
+}
+
+impl FileStores {
+    /// For a node of a cluster.
+    pub fn new(cluster: ClusterId, node: NodeId) -> Arc<Self> {
+        Arc::new(Self {
+            engine: Engine::new(),
+            cluster,
+            node,
+        })
+    }
+
+    /// The superblock of what lies at a path, if it can be opened alone.
+    fn look(&self, path: &Path) -> Option<(FileDevice, Result<Stored, SuperblockError>)> {
+        let device = FileDevice::open(path, &self.engine).ok()?;
+        let stored = Stored::load(&device, false);
+        Some((device, stored))
+    }
+}
+
+/// The first directory or file on the way up from `path` that exists, and its file system.
+fn existing(path: &Path) -> Option<(PathBuf, u64)> {
+    path.ancestors().find_map(|place| {
+        let meta = std::fs::metadata(place).ok()?;
+        Some((place.to_owned(), meta.dev()))
+    })
+}
+
+/// Size of a file brick for which a person named none: bricks of one volume on one file system share what is free.
+fn fair_size(brick: &FormatBrick, node: NodeId) -> Option<u64> {
+    let path = Path::new(&brick.brick.path);
+    if std::fs::metadata(path).is_ok_and(|meta| !meta.is_dir()) {
+        return None;
+    }
+    let (place, device) = existing(path)?;
+    let space = rustix::fs::statvfs(&place).ok()?;
+    let here = brick
+        .volume
+        .sets
+        .iter()
+        .flatten()
+        .filter(|other| other.node == node);
+    let sharing = here
+        .filter(|other| existing(Path::new(&other.path)).is_some_and(|(_, dev)| dev == device))
+        .count() as u64;
+    let free = space.f_bavail.checked_mul(space.f_frsize)?;
+    Some(free / 100 * USABLE / sharing.max(1))
+}
+
+impl Stores for FileStores {
+    fn format(&self, brick: &FormatBrick) -> Result<(), String> {
+        let path = Path::new(&brick.brick.path);
+        let options = CreateOptions {
+            size: brick.size.or_else(|| fair_size(brick, self.node)),
+            least: MIN_SIZE,
+            force: brick.force,
+        };
+        let device =
+            FileDevice::create(path, &options, &self.engine).map_err(|error| error.to_string())?;
+        let device: Arc<dyn Device> = Arc::new(device);
+        let params = FormatParams {
+            cluster: self.cluster,
+            generation: 0,
+            node: self.node,
+            brick: brick.brick.id,
+            set: brick.volume.set_id(brick.set),
+            volume_name: brick.volume.name.clone(),
+            kind: brick.volume.kind,
+            shard_size: brick.volume.shard_size,
+            force: brick.force,
+        };
+        Store::format(&device, &params).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    fn unformat(&self, brick: &BrickInfo) {
+        let path = Path::new(&brick.path);
+        let Some((device, stored)) = self.look(path) else {
+            return;
+        };
+        let interrupted = match stored {
+            Ok(stored) if stored.block.brick == brick.id => false,
+            Err(SuperblockError::NotABrick) => true,
+            // Somebody else's.
+            _ => return,
+        };
+        if path.is_dir() {
+            drop(device);
+            let file = path.join(BRICK_FILE);
+            match std::fs::remove_file(&file) {
+                Ok(()) => tracing::info!(path = %file.display(), "removed what was formatted"),
+                Err(error) => tracing::warn!(path = %file.display(), %error, "stays"),
+            }
+        } else if !interrupted {
+            // The superblocks' places: what is left is no brick.
+            let wiped = device
+                .write_at(0, &[0; 128 << 10])
+                .and_then(|()| device.flush());
+            if let Err(error) = wiped {
+                tracing::warn!(path = %path.display(), %error, "stays formatted");
+            }
+        }
+    }
+
+    fn open(
+        &self,
+        volume: &VolumeInfo,
+        set: SetIndex,
+        brick: &BrickInfo,
+    ) -> Result<Box<dyn Storage>, OpenFailure> {
+        let path = Path::new(&brick.path);
+        let device = FileDevice::open(path, &self.engine).map_err(|error| OpenFailure {
+            busy: matches!(error, TargetError::InUse { pid, .. } if pid.is_none_or(|pid| pid == std::process::id())),
+            message: error.to_string(),
+        })?;
+        let fail = |why: String| OpenFailure {
+            busy: false,
+            message: format!("{}: {why}", path.display()),
+        };
+        let store = Store::open(Arc::new(device)).map_err(|error| fail(error.to_string()))?;
+        let found = store.superblock();
+        if found.brick != brick.id || found.volume != volume.id || found.set != set {
+            return Err(fail(format!(
+                "holds brick {} of volume '{}', not brick {} of '{}'",
+                found.brick, found.volume_name, brick.id, volume.name
+            )));
+        }
+        if found.cluster != self.cluster {
+            return Err(fail(format!("belongs to cluster {}", found.cluster)));
+        }
+        Ok(Box::new(store))
+    }
+}
