@@ -1,3 +1,62 @@
 //! mortard, the node daemon.
 
-fn main() {}
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Mortar's node daemon: serves bricks and the control plane.
+#[derive(Parser, Debug)]
+#[command(name = "mortard", version, about)]
+struct Arguments {
+    /// Directory of this node's identity, certificates and control plane (made if it is not there)
+    #[arg(long, value_name = "DIR")]
+    data_dir: PathBuf,
+    /// UDP address for clients and other nodes
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:24007")]
+    listen: SocketAddr,
+    /// TCP address of the HTTP port
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    api: SocketAddr,
+    /// What is logged: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    log_level: tracing::level_filters::LevelFilter,
+    /// Threads that serve bricks
+    #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    threads: u16,
+}
+
+/// Logs to standard error; libraries only from warnings on.
+fn start_log(level: tracing::level_filters::LevelFilter) {
+    let mut filter = tracing_subscriber::EnvFilter::default().add_directive(level.into());
+    for library in ["quinn", "quinn_proto", "quinn_udp", "rustls"] {
+        if let Ok(directive) = format!("{library}=warn").parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
+}
+
+/// A panic is a bug, and a daemon with one thread less would only seem to serve: it is logged, and the process ends at
+/// once. What was acknowledged is in the logs of the bricks.
+fn end_on_panic() {
+    let standard = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tracing::error!("panic: {info}");
+        standard(info);
+        std::process::abort();
+    }));
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_log(arguments.log_level);
+    end_on_panic();
+    println!("{arguments:?}");
+    ExitCode::SUCCESS
+}

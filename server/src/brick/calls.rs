@@ -145,6 +145,11 @@ impl Brick {
             return;
         }
         session.heard = now;
+        if matches!(call.fop, Fop::SessionEnd) {
+            self.end_session(id);
+            self.answer_at(self.log.head().seq, queued, Ok(Reply::Done));
+            return;
+        }
         let raised = call.answered_below > session.answered_below;
         if raised {
             session.answered(call.answered_below);
@@ -176,11 +181,6 @@ impl Brick {
 
     /// Decides a change and appends its entry.
     fn execute(&mut self, queued: Queued) {
-        if matches!(queued.call.fop, Fop::SessionEnd) {
-            self.end_session(queued.call.session);
-            self.answer_at(self.log.head().seq, queued, Ok(Reply::Done));
-            return;
-        }
         let decided = self.asked(&queued.call, queued.uid, |state, asked, rules| {
             rules.execute(state, asked, &queued.call.fop, &queued.body)
         });
@@ -284,7 +284,17 @@ impl Brick {
                     session: id,
                     uid: queued.uid,
                 };
-                self.make(kind, Vec::new(), Bytes::new());
+                let first = self.asked(&queued.call, queued.uid, |state, asked, rules| {
+                    rules.session_begin(state, asked)
+                });
+                match first {
+                    Ok(Some(first)) => self.make(kind, first.effects, first.body),
+                    Ok(None) => self.make(kind, Vec::new(), Bytes::new()),
+                    Err(fault) => {
+                        self.refuse_now(queued, fault);
+                        return;
+                    }
+                }
             }
         }
         self.answer_at(self.log.head().seq, queued, Ok(Reply::Done));
@@ -311,8 +321,8 @@ impl Brick {
             rules.session_end(state, asked)
         });
         match effects {
-            Ok(effects) => {
-                self.make(EntryKind::SessionEnd(id), effects, Bytes::new());
+            Ok(ended) => {
+                self.make(EntryKind::SessionEnd(id), ended.effects, ended.body);
                 self.storage.drop_stages(id);
                 let range = (id, 0)..=(id, u64::MAX);
                 let keys: Vec<_> = self.held.range(range).map(|(key, _)| *key).collect();
@@ -324,6 +334,25 @@ impl Brick {
             Err(fault) => {
                 tracing::warn!(brick = %self.id, session = %id, ?fault, "session cannot be ended");
             }
+        }
+    }
+
+    /// Takes a session's word that it does not use orphans.
+    pub(super) fn release_orphans(&mut self, call: &Call, uid: u32) {
+        let Fop::Renew { released, .. } = &call.fop else {
+            return;
+        };
+        if released.is_empty() {
+            return;
+        }
+        let follows = self.asked(call, uid, |state, asked, rules| {
+            rules.release(state, asked, released)
+        });
+        match follows {
+            Ok(follows) if follows.effects.is_empty() => {}
+            Ok(follows) => self.make(EntryKind::Internal, follows.effects, follows.body),
+            // The session says it again.
+            Err(fault) => tracing::warn!(brick = %self.id, ?fault, "orphans cannot be released"),
         }
     }
 

@@ -1,6 +1,7 @@
 //! One brick: store, namespace, set log and sessions behind one state machine; and [`Core`], the bricks of one thread.
 
 mod api;
+mod by_namespace;
 mod calls;
 mod core;
 mod on_store;
@@ -11,6 +12,7 @@ mod state;
 mod storage;
 
 pub use self::api::{BrickConfig, CallReply, Completions, Message, Outbox, StageReply};
+pub use self::by_namespace::Namespace;
 pub use self::core::Core;
 pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};
 #[cfg(test)]

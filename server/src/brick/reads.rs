@@ -44,6 +44,7 @@ impl Brick {
         } else if let Fop::Sync { upto } = queued.call.fop {
             self.sync(queued, upto);
         } else if self.log.leads() {
+            self.release_orphans(&queued.call, queued.uid);
             self.read_at(queued, self.log.committed());
         } else {
             let held = self.log.head().seq;

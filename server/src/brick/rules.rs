@@ -5,7 +5,7 @@ use mortar_protocol::attr::{Cred, Time};
 use mortar_protocol::entry::{Effect, Object, Space};
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Fop, Reply};
-use mortar_protocol::ids::{Opening, Seq, SessionId};
+use mortar_protocol::ids::{InodeId, Opening, Seq, SessionId};
 use mortar_protocol::report::SetShape;
 
 use super::storage::Storage;
@@ -90,9 +90,30 @@ pub trait Rules: Send + Sync {
         fop: &Fop,
     ) -> Result<ReadAnswer, Fault>;
 
+    /// What must be there before the first session runs anything (the root directory), if it is not.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    fn session_begin(
+        &self,
+        state: &StateAt<'_>,
+        asked: &Asked<'_>,
+    ) -> Result<Option<Executed>, Fault>;
+
     /// What the end of a session changes.
     ///
     /// # Errors
     /// If the state cannot be read.
-    fn session_end(&self, state: &StateAt<'_>, asked: &Asked<'_>) -> Result<Vec<Effect>, Fault>;
+    fn session_end(&self, state: &StateAt<'_>, asked: &Asked<'_>) -> Result<Executed, Fault>;
+
+    /// What follows from a session's word that it does not use these orphans.
+    ///
+    /// # Errors
+    /// If the state cannot be read.
+    fn release(
+        &self,
+        state: &StateAt<'_>,
+        asked: &Asked<'_>,
+        released: &[InodeId],
+    ) -> Result<Executed, Fault>;
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 
 use mortar_protocol::admin::{AdminReply, AdminRequest, BrickSpec, CreateVolume};
+use mortar_protocol::attr::{Cred, FileKind};
 use mortar_protocol::enrol;
-use mortar_protocol::entry::Effect;
+use mortar_protocol::env_real::wall_now;
 use mortar_protocol::error::Fault;
-use mortar_protocol::fop::{Fop, Request};
+use mortar_protocol::fop::{Answer, Call, Change, Cut, Fop, InodeOp, Part, Reply, Request};
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::{NodeId, SetIndex};
+use mortar_protocol::ids::{BrickId, Epoch, Gfid, InodeId, NodeId, SessionId, SetIndex};
+use mortar_protocol::placement::slot;
 use mortar_protocol::transport::Transport;
 use mortar_protocol::transport::quic::QuicTransport;
 use mortar_protocol::view::{BrickInfo, SetKind, VolumeInfo};
@@ -16,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::*;
-use crate::brick::{Asked, Executed, ReadAnswer, Rules, StateAt, Storage};
+use crate::brick::{Namespace, Storage};
 use crate::control::admin::FormatBrick;
 use crate::node::bricks::{OpenFailure, Stores};
 use crate::node::stores::FileStores;
@@ -47,28 +49,6 @@ impl Stores for NoStores {
     }
 }
 
-struct NoRules;
-
-impl Rules for NoRules {
-    fn execute(
-        &self,
-        _: &StateAt<'_>,
-        _: &Asked<'_>,
-        _: &Fop,
-        _: &Bytes,
-    ) -> Result<Executed, Fault> {
-        Err(Fault::Protocol)
-    }
-
-    fn answer(&self, _: &StateAt<'_>, _: &Asked<'_>, _: &Fop) -> Result<ReadAnswer, Fault> {
-        Err(Fault::Protocol)
-    }
-
-    fn session_end(&self, _: &StateAt<'_>, _: &Asked<'_>) -> Result<Vec<Effect>, Fault> {
-        Err(Fault::Protocol)
-    }
-}
-
 struct Running {
     stop: oneshot::Sender<()>,
     thread: std::thread::JoinHandle<Result<(), DaemonError>>,
@@ -78,14 +58,14 @@ struct Running {
 fn no_stores(_: &DataDir) -> Backend {
     Backend {
         stores: Arc::new(NoStores::default()),
-        rules: Arc::new(NoRules),
+        rules: Arc::new(Namespace::new()),
     }
 }
 
 fn file_stores(data: &DataDir) -> Backend {
     Backend {
         stores: FileStores::new(data.cluster, data.node),
-        rules: Arc::new(NoRules),
+        rules: Arc::new(Namespace::new()),
     }
 }
 
@@ -263,5 +243,210 @@ fn a_replicated_volume_opens_stops_and_opens_again() {
     });
     let took = mono_now().since(begun);
     assert!(took < Duration::from_secs(3), "{took:?}");
+    daemon.stop();
+}
+
+/// A client of one set, without any of the comforts of the real one.
+struct Plain<'a> {
+    transport: &'a QuicTransport,
+    addr: SocketAddr,
+    brick: BrickId,
+    session: SessionId,
+    number: u64,
+}
+
+impl Plain<'_> {
+    async fn call(&mut self, fop: Fop, body: &'static [u8], repeat: bool) -> (Answer, Bytes) {
+        let numbered = !fop.is_read() && !matches!(fop, Fop::SessionBegin);
+        if numbered && !repeat {
+            self.number += 1;
+        }
+        let call = Call {
+            brick: self.brick,
+            epoch: Epoch(1),
+            session: self.session,
+            number: if numbered { self.number } else { 0 },
+            answered_below: 0,
+            repeat,
+            after: 0,
+            cred: Cred::default(),
+            durable: true,
+            fop,
+        };
+        let begun = mono_now();
+        loop {
+            let request = Request::Fop(call.clone());
+            let frame = Frame::new(&request, Bytes::from_static(body)).unwrap();
+            let answered = self.transport.call(NODE, &[self.addr], frame).await;
+            if let Ok(frame) = answered {
+                let answer: Answer = frame.message().unwrap();
+                if !matches!(answer.result, Err(Fault::NotServing)) {
+                    return (answer, frame.body);
+                }
+            }
+            assert!(
+                mono_now().since(begun) < Duration::from_secs(5),
+                "no answer"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+const NODE: NodeId = NodeId(0);
+
+/// The volume's session and the primary of its one set.
+async fn join(transport: &QuicTransport, addr: SocketAddr) -> (SessionId, BrickId) {
+    let volume = || "v".to_owned();
+    let session = match ask(
+        transport,
+        addr,
+        AdminRequest::OpenSession { volume: volume() },
+    )
+    .await
+    {
+        AdminReply::Session(session) => session,
+        other => panic!("{other:?}"),
+    };
+    (session, primary(transport, addr).await)
+}
+
+async fn primary(transport: &QuicTransport, addr: SocketAddr) -> BrickId {
+    let mut newer_than = 0;
+    loop {
+        let layout = AdminRequest::Layout {
+            volume: "v".to_owned(),
+            newer_than,
+        };
+        let AdminReply::Layout { views, version, .. } = ask(transport, addr, layout).await else {
+            panic!("no layout")
+        };
+        if let Some(Some(view)) = views.first()
+            && view.effective
+        {
+            return view.primary;
+        }
+        newer_than = version;
+    }
+}
+
+#[test]
+fn a_file_outlives_the_daemon() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let daemon = start(&data, file_stores);
+    let transport = client(&data, &runtime);
+    let name = Bytes::from_static(b"hello");
+    let id = InodeId((u64::from(slot(InodeId::ROOT, &name)) << 48) | 77);
+    let gfid = Gfid { id, generation: 5 };
+    let create = Fop::Commit {
+        parts: vec![
+            Part::InodeNew {
+                gfid,
+                kind: FileKind::File,
+                perm: 0o644,
+                umask: 0o22,
+                uid: 0,
+                gid: 0,
+                rdev: 0,
+                target: Bytes::new(),
+                parent: InodeId::ROOT,
+                name: name.clone(),
+                hint: None,
+            },
+            Part::DirentAdd {
+                parent: InodeId::ROOT,
+                name: name.clone(),
+                gfid,
+                kind: FileKind::File,
+                replaces: None,
+            },
+        ],
+        time: wall_now(),
+    };
+    let write = Fop::Change(Change {
+        id,
+        inode: true,
+        cut: Cut::default(),
+        time: wall_now(),
+        ops: vec![InodeOp::Write {
+            shard: 0,
+            offset: 0,
+            len: 5,
+        }],
+    });
+    let read = Fop::Read {
+        id,
+        shard: 0,
+        offset: 0,
+        len: 100,
+        cut: Cut::default(),
+    };
+    let lookup = Fop::Lookup {
+        parent: InodeId::ROOT,
+        name,
+    };
+    let (session, number) = runtime.block_on(async {
+        let addr = daemon.addr;
+        assert_eq!(
+            ask(&transport, addr, created("v", dir.path())).await,
+            AdminReply::Done
+        );
+        let start_volume = AdminRequest::Start {
+            volume: "v".to_owned(),
+            force: false,
+        };
+        assert_eq!(ask(&transport, addr, start_volume).await, AdminReply::Done);
+        let (session, brick) = join(&transport, addr).await;
+        let mut plain = Plain {
+            transport: &transport,
+            addr,
+            brick,
+            session,
+            number: 0,
+        };
+        let (answer, _) = plain.call(Fop::SessionBegin, b"", false).await;
+        assert_eq!(answer.result, Ok(Reply::Done));
+        let (first, _) = plain.call(create.clone(), b"", false).await;
+        assert!(
+            matches!(&first.result, Ok(Reply::Parts(attrs)) if attrs.len() == 1),
+            "{first:?}"
+        );
+        // Exactly once: the same number gets the same answer.
+        let (again, _) = plain.call(create.clone(), b"", true).await;
+        assert_eq!(again.result, first.result);
+        let (answer, _) = plain.call(write, b"world", false).await;
+        assert!(
+            matches!(answer.result, Ok(Reply::Changed { .. })),
+            "{answer:?}"
+        );
+        let (answer, body) = plain.call(read.clone(), b"", false).await;
+        assert!(answer.result.is_ok(), "{answer:?}");
+        assert_eq!(&body[..], b"world");
+        (session, plain.number)
+    });
+    daemon.stop();
+    let daemon = start(&data, file_stores);
+    runtime.block_on(async {
+        let addr = daemon.addr;
+        let mut plain = Plain {
+            transport: &transport,
+            addr,
+            brick: primary(&transport, addr).await,
+            session,
+            number,
+        };
+        let (answer, _) = plain.call(lookup, b"", false).await;
+        assert!(
+            matches!(&answer.result, Ok(Reply::Found { gfid: found, .. }) if *found == gfid),
+            "{answer:?}"
+        );
+        let (_, body) = plain.call(read, b"", false).await;
+        assert_eq!(&body[..], b"world");
+    });
     daemon.stop();
 }
