@@ -1,1 +1,169 @@
-//! A volume: distribute over replicated or plain sets.
+//! A volume as a library: the translators above single sets. What `libgfapi` is for GlusterFS.
+//!
+//! [`Volume`] addresses inodes by id; errors are POSIX errors, answered as Linux would. [`paths`] has a small facade
+//! with paths and files. All methods may be called from any task, and a [`Volume`] is cheap to clone.
+//!
+//! | methods | |
+//! |---|---|
+//! | [`Volume::connect`], [`Volume::close`] | begin and end |
+//! | [`Volume::lookup`], [`Volume::getattr`], [`Volume::parent`], [`Volume::readlink`], [`Volume::readdir`] | names |
+//! | [`Volume::create`], [`Volume::link`], [`Volume::remove`], [`Volume::rename`] | changes of names |
+//! | [`Volume::open`], [`Volume::read`], [`Volume::seek`], [`Volume::getxattr`], [`Volume::listxattr`] | reading |
+//! | [`Volume::change`], [`Volume::copy`] | writing: data, size, attributes, space, extended attributes |
+//! | [`Volume::fsync`], [`Volume::sync_all`] | until it is on the medium of every member |
+//! | [`Volume::lock`], [`Volume::lock_wait`], [`Volume::lock_test`] | locks |
+//! | [`Volume::statfs`], [`Volume::info`], [`Volume::session`] | about the volume |
+//!
+//! Where things lie: a directory entry on the set that owns the slot of its name, an inode (and the first shard of
+//! its data) on the set of its own id, further shards on the sets of theirs. What touches one set is one entry of its
+//! log; what touches several is a transaction ([`txn`]).
+
+mod background;
+mod call;
+mod change;
+mod data;
+mod files;
+mod hints;
+mod lookup;
+mod make;
+pub mod paths;
+mod plan;
+mod rename;
+mod sync;
+#[cfg(test)]
+mod tests;
+mod truncate;
+pub mod txn;
+mod types;
+
+pub use crate::remote::ConnectError;
+pub use types::{
+    Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
+};
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mortar_protocol::env::Env;
+use mortar_protocol::error::Errno;
+use mortar_protocol::ids::{InodeId, SessionId, SetIndex};
+use mortar_protocol::transport::Transport;
+use mortar_protocol::view::VolumeInfo;
+use parking_lot::RwLock;
+
+use crate::remote::{Cluster, Set};
+use files::Files;
+use hints::{Names, Parents};
+use paths::Opens;
+
+/// Connecting gives up after this: a mount of a server that is not there fails within 5 s.
+const CONNECT: Duration = Duration::from_secs(4);
+
+/// A connected volume. See the module.
+#[derive(Clone)]
+pub struct Volume(Arc<Inner>);
+
+struct Inner {
+    cluster: Arc<Cluster>,
+    names: Names,
+    parents: Parents,
+    files: Files,
+    opens: Arc<Opens>,
+    open_check: RwLock<OpenCheck>,
+}
+
+impl std::fmt::Debug for Volume {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Volume({})", self.info().name)
+    }
+}
+
+impl Volume {
+    /// Connects to the volume `name` through one of `servers`.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; within 5 s.
+    pub async fn connect(
+        env: Arc<dyn Env>,
+        transport: Arc<dyn Transport>,
+        servers: &[SocketAddr],
+        name: &str,
+    ) -> Result<Self, ConnectError> {
+        let until = env.now().after(CONNECT);
+        let cluster = Cluster::connect(env, transport, servers, name, CONNECT).await?;
+        let opens = Arc::new(Opens::default());
+        let check = Arc::clone(&opens);
+        let volume = Self(Arc::new(Inner {
+            cluster,
+            names: Names::default(),
+            parents: Parents::default(),
+            files: Files::default(),
+            opens,
+            open_check: RwLock::new(Arc::new(move |id| check.is_open(id))),
+        }));
+        // The root's set must answer; a daemon that has just started may need a moment.
+        loop {
+            match volume.getattr(InodeId::ROOT).await {
+                Ok(_) => break,
+                Err(Errno::ENOTCONN) if volume.env().now() < until => {}
+                Err(errno) => return Err(ConnectError::NotServing(name.to_owned(), errno)),
+            }
+        }
+        background::start(&volume.0);
+        Ok(volume)
+    }
+
+    /// Ends the session on all sets. What was not answered by then may or may not have been done.
+    pub async fn close(&self) {
+        self.0.cluster.close().await;
+    }
+
+    /// The volume's record as last heard of.
+    pub fn info(&self) -> Arc<VolumeInfo> {
+        self.0.cluster.volume()
+    }
+
+    /// The session. Another number than before means that it ended and its locks are lost: handles that hold some
+    /// must fail.
+    pub fn session(&self) -> SessionId {
+        self.0.cluster.session()
+    }
+
+    /// Says how to find out whether this client holds an inode open: an unlinked file lives on while it does.
+    pub fn set_open_check(&self, check: OpenCheck) {
+        let own = Arc::clone(&self.0.opens);
+        *self.0.open_check.write() = Arc::new(move |id| own.is_open(id) || check(id));
+    }
+
+    /// Size of a shard in bytes: files up to it lie on one set.
+    pub fn shard_size(&self) -> u64 {
+        self.info().shard_size
+    }
+
+    /// Whether the volume has several sets, so that a directory's attributes are merged from them.
+    pub fn is_distributed(&self) -> bool {
+        self.0.cluster.sets().len() > 1
+    }
+
+    fn env(&self) -> &Arc<dyn Env> {
+        self.0.cluster.env()
+    }
+
+    fn is_open(&self, id: InodeId) -> bool {
+        let check = self.0.open_check.read().clone();
+        check(id)
+    }
+
+    fn set(&self, index: SetIndex) -> Arc<Set> {
+        self.0.cluster.set(index)
+    }
+
+    fn inode_set(&self, id: InodeId) -> Arc<Set> {
+        self.set(self.info().layout.inode_set(id))
+    }
+
+    fn name_set(&self, parent: InodeId, name: &[u8]) -> Arc<Set> {
+        self.set(self.info().layout.name_set(parent, name))
+    }
+}

@@ -1,0 +1,273 @@
+//! A volume's record, its sets and their views, kept up to date.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use mortar_protocol::admin::{AdminReply, AdminRequest};
+use mortar_protocol::env::Env;
+use mortar_protocol::error::Errno;
+use mortar_protocol::ids::{NodeId, SessionId, SetIndex, TxnId};
+use mortar_protocol::transport::{Lost, Transport};
+use mortar_protocol::view::{View, VolumeInfo, VolumeState};
+use parking_lot::RwLock;
+
+use super::hub::Hub;
+use super::set::Set;
+
+/// A long poll is given up after this; the server answers after 10 s.
+const LONG_POLL: Duration = Duration::from_secs(15);
+/// Time for a look at the views that somebody waits for.
+const LOOK: Duration = Duration::from_secs(2);
+/// Shortest time between two such looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
+const AFTER_FAILURE: Duration = Duration::from_millis(100);
+
+/// Tells whether this client holds an inode open.
+pub type OpenCheck = Arc<dyn Fn(mortar_protocol::ids::InodeId) -> bool + Send + Sync>;
+
+/// Why a volume could not be connected. Each prints as one line.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answered.
+    #[error("no answer from {0}; is mortard running there?")]
+    NoAnswer(String),
+    /// The certificate, cluster or wire version does not fit.
+    #[error("{0} refused this client: its certificate, cluster or version does not fit")]
+    Rejected(String),
+    /// The control plane refused; the text is its own.
+    #[error("{0}")]
+    Refused(String),
+    /// The volume is not started.
+    #[error("volume {0} is not started; run 'mortar volume start {0}'")]
+    NotStarted(String),
+    /// The servers answer, the volume's bricks do not.
+    #[error("volume {0} does not answer ({1:?}); see 'mortar volume status {0}'")]
+    NotServing(String, Errno),
+}
+
+struct Known {
+    volume: Arc<VolumeInfo>,
+    version: u64,
+}
+
+/// A volume's record and sets. Dropping it ends its background work.
+pub struct Cluster {
+    pub(super) hub: Arc<Hub>,
+    known: RwLock<Known>,
+    sets: RwLock<Arc<[Arc<Set>]>>,
+}
+
+struct Layout {
+    volume: VolumeInfo,
+    views: Vec<Option<View>>,
+    nodes: Vec<(NodeId, Vec<SocketAddr>)>,
+    version: u64,
+}
+
+impl Cluster {
+    /// Finds the volume `name` through one of `servers` and opens a session, within `limit`.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect(
+        env: Arc<dyn Env>,
+        transport: Arc<dyn Transport>,
+        servers: &[SocketAddr],
+        name: &str,
+        limit: Duration,
+    ) -> Result<Arc<Self>, ConnectError> {
+        let listed = || {
+            let servers: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+            servers.join(", ")
+        };
+        let until = env.now().after(limit);
+        let hub = Arc::new(Hub::new(env, transport, servers.to_vec(), name.to_owned()));
+        let layout = match ask_layout(&hub, 0, limit).await {
+            Ok(Ok(layout)) => layout,
+            Ok(Err(message)) => return Err(ConnectError::Refused(message)),
+            Err(Lost::Rejected) => return Err(ConnectError::Rejected(listed())),
+            Err(_) => return Err(ConnectError::NoAnswer(listed())),
+        };
+        if layout.volume.state != VolumeState::Started {
+            return Err(ConnectError::NotStarted(name.to_owned()));
+        }
+        let cluster = Arc::new(Self {
+            hub,
+            known: RwLock::new(Known {
+                volume: Arc::new(layout.volume.clone()),
+                version: 0,
+            }),
+            sets: RwLock::new(Arc::from([])),
+        });
+        cluster.apply(layout);
+        let hub = &cluster.hub;
+        let left = until.since(hub.env.now());
+        if hub.replace_session(SessionId(0), left).await.is_err() {
+            return Err(ConnectError::NoAnswer(listed()));
+        }
+        hub.env
+            .spawn(Box::pin(watch(Arc::downgrade(&cluster), hub.clone())));
+        Ok(cluster)
+    }
+
+    /// The volume's record.
+    pub fn volume(&self) -> Arc<VolumeInfo> {
+        self.known.read().volume.clone()
+    }
+
+    /// All sets, by index.
+    pub fn sets(&self) -> Arc<[Arc<Set>]> {
+        self.sets.read().clone()
+    }
+
+    /// One set; the last one if there is no such (a layout never names one that is not there).
+    pub fn set(&self, index: SetIndex) -> Arc<Set> {
+        let sets = self.sets.read();
+        let at = (index.0 as usize).min(sets.len() - 1);
+        sets[at].clone()
+    }
+
+    /// Time, randomness and tasks.
+    pub fn env(&self) -> &Arc<dyn Env> {
+        &self.hub.env
+    }
+
+    /// The session; another number than before means that its locks are lost.
+    pub fn session(&self) -> SessionId {
+        self.hub.session()
+    }
+
+    /// An id for a transaction.
+    pub fn txn_id(&self) -> TxnId {
+        self.hub.txn_id()
+    }
+
+    /// Ends the session on every set that knows it, and the background work.
+    pub async fn close(&self) {
+        let sets = self.sets();
+        let ends = sets.iter().map(|set| set.end());
+        futures_util::future::join_all(ends).await;
+        self.hub.close();
+    }
+
+    fn apply(&self, layout: Layout) {
+        let Layout {
+            volume,
+            views,
+            nodes,
+            version,
+        } = layout;
+        self.hub.set_nodes(nodes);
+        if let Some(seconds) = option_seconds(&volume.options, "network.frame-timeout") {
+            self.hub.set_frame_timeout(seconds);
+        }
+        {
+            let mut known = self.known.write();
+            if known.volume.id != volume.id {
+                tracing::warn!(volume = %volume.name, "the volume is another one of the same name");
+                return;
+            }
+            known.version = version;
+            if known.volume.version <= volume.version {
+                known.volume = Arc::new(volume.clone());
+            }
+        }
+        {
+            let mut sets = self.sets.write();
+            // Once an index is out it stays: requests name sets by it.
+            let wanted = volume.sets.len().max(sets.len()).max(1) as u32;
+            if wanted as usize != sets.len() {
+                *sets = (0..wanted)
+                    .map(|index| match sets.get(index as usize) {
+                        Some(set) => set.clone(),
+                        None => Arc::new(Set::new(SetIndex(index), self.hub.clone())),
+                    })
+                    .collect();
+            }
+        }
+        for (set, view) in self.sets().iter().zip(views) {
+            match view {
+                Some(view) => drop(set.offer(view)),
+                None => set.refresh(),
+            }
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.hub.close();
+    }
+}
+
+fn option_seconds(options: &BTreeMap<String, String>, name: &str) -> Option<Duration> {
+    let value = match options.get(name) {
+        Some(value) => value.as_str(),
+        None => mortar_protocol::options::find(name)?.default,
+    };
+    let seconds: u64 = value.trim_end_matches(['s', 'S']).parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// The layout, or why the control plane refuses it.
+async fn ask_layout(
+    hub: &Hub,
+    newer_than: u64,
+    limit: Duration,
+) -> Result<Result<Layout, String>, Lost> {
+    let request = AdminRequest::Layout {
+        volume: hub.name.clone(),
+        newer_than,
+    };
+    let each = if newer_than > 0 { LONG_POLL } else { LOOK };
+    Ok(match hub.admin(&request, limit, each).await? {
+        AdminReply::Layout {
+            volume,
+            views,
+            nodes,
+            version,
+        } => Ok(Layout {
+            volume,
+            views,
+            nodes,
+            version,
+        }),
+        AdminReply::Refused { message } => Err(message),
+        _ => Err("the server's answer is not one to the question".to_owned()),
+    })
+}
+
+/// Follows the volume's record and views; looks at once when somebody needs newer ones.
+async fn watch(cluster: Weak<Cluster>, hub: Arc<Hub>) {
+    loop {
+        let Some(version) = cluster
+            .upgrade()
+            .map(|cluster| cluster.known.read().version)
+        else {
+            return;
+        };
+        if hub.is_closed() {
+            return;
+        }
+        let poll = std::pin::pin!(ask_layout(&hub, version, LONG_POLL));
+        let poked = std::pin::pin!(hub.poked.notified());
+        let layout = match select(poll, poked).await {
+            Either::Left((layout, _)) => layout,
+            Either::Right(_) => ask_layout(&hub, 0, LOOK).await,
+        };
+        let pause = match layout {
+            Ok(Ok(layout)) => {
+                let Some(cluster) = cluster.upgrade() else {
+                    return;
+                };
+                cluster.apply(layout);
+                BETWEEN_LOOKS
+            }
+            _ => AFTER_FAILURE,
+        };
+        hub.env.sleep(pause).await;
+    }
+}

@@ -1,0 +1,209 @@
+//! What all sets of a volume share: the way to the servers, the session, and whom to ask for views.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::admin::{AdminReply, AdminRequest};
+use mortar_protocol::env::Env;
+use mortar_protocol::error::{Errno, Fault};
+use mortar_protocol::fop::Request;
+use mortar_protocol::frame::Frame;
+use mortar_protocol::ids::{NodeId, SessionId, StageId, TxnId};
+use mortar_protocol::transport::{Lost, Transport};
+use parking_lot::RwLock;
+use tokio::sync::Notify;
+
+use super::within;
+
+/// Time for one management request at one server, unless it is a long poll.
+const ADMIN_TRY: Duration = Duration::from_secs(3);
+/// Pause between rounds over all servers.
+const ROUND: Duration = Duration::from_millis(50);
+
+/// See the module.
+pub(crate) struct Hub {
+    pub(crate) env: Arc<dyn Env>,
+    pub(crate) transport: Arc<dyn Transport>,
+    /// Name of the volume.
+    pub(crate) name: String,
+    servers: Vec<SocketAddr>,
+    nodes: RwLock<BTreeMap<NodeId, Arc<[SocketAddr]>>>,
+    session: AtomicU64,
+    session_turn: tokio::sync::Mutex<()>,
+    /// Somebody needs newer views than are known.
+    pub(crate) poked: Notify,
+    frame_timeout: AtomicU64,
+    numbers: AtomicU64,
+    closed: AtomicBool,
+}
+
+impl Hub {
+    pub(crate) fn new(
+        env: Arc<dyn Env>,
+        transport: Arc<dyn Transport>,
+        servers: Vec<SocketAddr>,
+        name: String,
+    ) -> Self {
+        Self {
+            env,
+            transport,
+            name,
+            servers,
+            nodes: RwLock::default(),
+            session: AtomicU64::new(0),
+            session_turn: tokio::sync::Mutex::default(),
+            poked: Notify::new(),
+            frame_timeout: AtomicU64::new(30_000),
+            numbers: AtomicU64::new(1),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Asks for newer views; returns at once.
+    pub(crate) fn poke(&self) {
+        self.poked.notify_one();
+    }
+
+    /// How long a call waits while no server answers.
+    pub(crate) fn frame_timeout(&self) -> Duration {
+        Duration::from_millis(self.frame_timeout.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_frame_timeout(&self, time: Duration) {
+        let millis = time.as_millis().min(u128::from(u32::MAX)) as u64;
+        self.frame_timeout.store(millis, Ordering::Relaxed);
+    }
+
+    /// No more background work.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.poke();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Addresses of a node.
+    pub(crate) fn addrs(&self, node: NodeId) -> Option<Arc<[SocketAddr]>> {
+        self.nodes.read().get(&node).cloned()
+    }
+
+    pub(crate) fn set_nodes(&self, nodes: Vec<(NodeId, Vec<SocketAddr>)>) {
+        let mut known = self.nodes.write();
+        for (node, addrs) in nodes {
+            known.insert(node, addrs.into());
+        }
+    }
+
+    /// The current session; 0 before the first.
+    pub(crate) fn session(&self) -> SessionId {
+        SessionId(self.session.load(Ordering::Acquire))
+    }
+
+    /// An id for a stage of this session.
+    pub(crate) fn stage_id(&self) -> StageId {
+        StageId {
+            session: self.session(),
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// An id for a transaction of this session.
+    pub(crate) fn txn_id(&self) -> TxnId {
+        TxnId {
+            session: self.session(),
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// Opens a session in place of `old`, unless that has happened meanwhile.
+    ///
+    /// # Errors
+    /// ENOTCONN if no server answers within `limit`; EIO if the control plane refuses one.
+    pub(crate) async fn replace_session(
+        &self,
+        old: SessionId,
+        limit: Duration,
+    ) -> Result<(), Fault> {
+        let _turn = self.session_turn.lock().await;
+        if self.session() != old {
+            return Ok(());
+        }
+        let request = AdminRequest::OpenSession {
+            volume: self.name.clone(),
+        };
+        match self.admin(&request, limit, ADMIN_TRY).await {
+            Ok(AdminReply::Session(new)) => {
+                if old != SessionId(0) {
+                    tracing::warn!(%old, %new, "the session has ended; its locks are lost");
+                }
+                self.session.store(new.0, Ordering::Release);
+                Ok(())
+            }
+            Ok(reply) => {
+                tracing::warn!(?reply, "no session");
+                Err(Fault::Refused(Errno::EIO))
+            }
+            Err(_) => Err(Fault::Refused(Errno::ENOTCONN)),
+        }
+    }
+
+    /// Asks one server after the other until one answers.
+    ///
+    /// # Errors
+    /// If none has within `limit`, the last reason ([`Lost::Rejected`] at once if all say so).
+    pub(crate) async fn admin(
+        &self,
+        request: &AdminRequest,
+        limit: Duration,
+        each: Duration,
+    ) -> Result<AdminReply, Lost> {
+        let frame = Frame::new(&Request::Admin(request.clone()), Bytes::new())
+            .map_err(|_| Lost::NotSent)?;
+        let until = self.env.now().after(limit);
+        loop {
+            let mut rejected = true;
+            for (node, addrs) in self.everybody() {
+                let left = until.since(self.env.now());
+                if left.is_zero() {
+                    return Err(Lost::NotSent);
+                }
+                let call = self.transport.call(node, &addrs, frame.clone());
+                match within(&self.env, left.min(each), call).await {
+                    Some(Ok(frame)) => match frame.message::<AdminReply>() {
+                        Ok(reply) => return Ok(reply),
+                        Err(error) => {
+                            tracing::warn!(%node, %error, "a management answer is not one")
+                        }
+                    },
+                    Some(Err(Lost::Rejected)) => continue,
+                    _ => {}
+                }
+                rejected = false;
+            }
+            if rejected {
+                return Err(Lost::Rejected);
+            }
+            if self.env.now().after(ROUND) >= until {
+                return Err(Lost::NotSent);
+            }
+            self.env.sleep(ROUND).await;
+        }
+    }
+
+    /// Known nodes, then the servers named by the caller.
+    fn everybody(&self) -> Vec<(NodeId, Arc<[SocketAddr]>)> {
+        let nodes = self.nodes.read();
+        let known = nodes.iter().map(|(node, addrs)| (*node, addrs.clone()));
+        let named = self
+            .servers
+            .iter()
+            .map(|addr| (NodeId(0), Arc::from([*addr])));
+        known.chain(named).collect()
+    }
+}

@@ -1,0 +1,595 @@
+//! One set: numbered requests to its primary, exactly once, through view changes, restarts and lost answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use mortar_protocol::attr::Cred;
+use mortar_protocol::env::Mono;
+use mortar_protocol::error::{Errno, Fault};
+use mortar_protocol::fop::{Answer, Call, Fop, InodeOp, Reply};
+use mortar_protocol::frame::{Frame, FrameError};
+use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex, StageId};
+use mortar_protocol::transport::Lost;
+use mortar_protocol::view::View;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use super::hub::Hub;
+use super::marks::{Marks, Told};
+use super::numbers::Numbers;
+use super::within;
+
+/// Time for one try, after which it is repeated.
+const TRY: Duration = Duration::from_secs(10);
+/// What a call gets while no server answers, once others have waited in vain.
+const AWAY: Duration = Duration::from_secs(2);
+/// A call to a set that answers other calls is given up after so many frame timeouts.
+const PATIENCE: u32 = 4;
+/// Pauses between tries, from and to.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(200));
+/// Time to tell a set that the session ends.
+const END: Duration = Duration::from_secs(2);
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answered {
+    /// The reply.
+    pub reply: Reply,
+    /// Its data.
+    pub body: Bytes,
+}
+
+/// How a request is made.
+#[derive(Clone, Default, Debug)]
+pub struct How {
+    /// Who asks.
+    pub cred: Cred,
+    /// Answer only once it is flushed on every member.
+    pub durable: bool,
+}
+
+/// A set of the volume.
+pub struct Set {
+    index: SetIndex,
+    pub(super) hub: Arc<Hub>,
+    inner: Mutex<Inner>,
+    /// Another view or address is known.
+    changed: Notify,
+    /// There is room for another number, or another session.
+    room: Notify,
+    /// Held while the session is begun on this set.
+    turn: tokio::sync::Mutex<()>,
+}
+
+struct Inner {
+    view: Option<View>,
+    target: Option<Target>,
+    session: SessionId,
+    begun: bool,
+    numbers: Numbers,
+    marks: Marks,
+    /// Calls have waited in vain, and no answer has come since.
+    away: bool,
+    /// When the last answer came.
+    heard: Mono,
+}
+
+/// Where a request goes.
+#[derive(Clone)]
+struct Target {
+    brick: BrickId,
+    node: NodeId,
+    addrs: Arc<[SocketAddr]>,
+    epoch: Epoch,
+}
+
+/// A node and its bricks that take stages.
+pub(super) struct StageTarget {
+    pub(super) node: NodeId,
+    pub(super) addrs: Arc<[SocketAddr]>,
+    pub(super) bricks: Vec<BrickId>,
+}
+
+/// Encodes as a `Request::Fop` without owning the call.
+#[derive(Serialize)]
+enum RequestRef<'a> {
+    Fop(&'a Call),
+}
+
+/// Waiting between tries: how long so far, and until when.
+pub(super) struct Tries {
+    started: Mono,
+    pause: Duration,
+}
+
+impl Tries {
+    pub(super) fn new(started: Mono) -> Self {
+        Self {
+            started,
+            pause: PAUSE.0,
+        }
+    }
+}
+
+/// A number in use; answered or given up when dropped.
+struct Ticket<'a> {
+    set: &'a Set,
+    session: SessionId,
+    number: u64,
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut inner = self.set.inner.lock();
+        if inner.session == self.session && inner.numbers.done(self.number) {
+            drop(inner);
+            self.set.room.notify_waiters();
+        }
+    }
+}
+
+impl Inner {
+    /// Follows the volume's session: numbers belong to a session.
+    fn follow(&mut self, session: SessionId) {
+        if self.session != session {
+            self.session = session;
+            self.begun = false;
+            self.numbers = Numbers::new();
+        }
+    }
+}
+
+impl Set {
+    pub(super) fn new(index: SetIndex, hub: Arc<Hub>) -> Self {
+        Self {
+            index,
+            inner: Mutex::new(Inner {
+                view: None,
+                target: None,
+                session: hub.session(),
+                begun: false,
+                numbers: Numbers::new(),
+                marks: Marks::default(),
+                away: true,
+                heard: hub.env.now(),
+            }),
+            hub,
+            changed: Notify::new(),
+            room: Notify::new(),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Its place in the volume.
+    pub fn index(&self) -> SetIndex {
+        self.index
+    }
+
+    /// A request for this set, to be given to [`Self::run`].
+    pub fn request(&self, fop: Fop, how: How) -> Call {
+        Call {
+            brick: BrickId::default(),
+            epoch: Epoch::default(),
+            session: SessionId::default(),
+            number: 0,
+            answered_below: 0,
+            repeat: false,
+            after: 0,
+            cred: how.cred,
+            durable: how.durable,
+            fop,
+        }
+    }
+
+    /// Does a request. It may be run again after a fault (under a new number).
+    ///
+    /// # Errors
+    /// A fault that the caller must act on: refused, intent, id taken, stage missing, lost, corrupt, not authorised.
+    /// ENOTCONN if no server answers; EIO if it is not known whether the request was done, because the session has
+    /// ended meanwhile.
+    pub async fn run(&self, call: &mut Call, body: &Bytes) -> Result<Answered, Fault> {
+        let started = self.hub.env.now();
+        call.repeat = false;
+        loop {
+            let ticket = self.ticket(call, started).await?;
+            let outcome = self.drive(call, body, started).await;
+            drop(ticket);
+            match outcome {
+                Err(Fault::UnknownSession) => self.session_refused(call, started).await?,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Fills in session and number, once the set knows the session and a number is free.
+    async fn ticket(&self, call: &mut Call, started: Mono) -> Result<Option<Ticket<'_>>, Fault> {
+        let mut tries = Tries::new(started);
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            let begun = {
+                let mut inner = self.inner.lock();
+                inner.follow(self.hub.session());
+                call.session = inner.session;
+                call.number = 0;
+                if inner.begun {
+                    if call.fop.is_read() {
+                        return Ok(None);
+                    }
+                    if let Some(number) = inner.numbers.take() {
+                        call.number = number;
+                        return Ok(Some(Ticket {
+                            set: self,
+                            session: inner.session,
+                            number,
+                        }));
+                    }
+                    room.as_mut().enable();
+                }
+                inner.begun
+            };
+            if begun {
+                // The others end in time, with an answer or without.
+                room.await;
+            } else {
+                self.begin(&mut tries).await?;
+            }
+        }
+    }
+
+    /// Begins the session here; opens another one if it has ended.
+    pub(super) async fn begin(&self, tries: &mut Tries) -> Result<(), Fault> {
+        let _turn = self.turn.lock().await;
+        loop {
+            let session = self.hub.session();
+            {
+                let mut inner = self.inner.lock();
+                inner.follow(session);
+                if inner.begun {
+                    return Ok(());
+                }
+            }
+            let mut call = self.request(Fop::SessionBegin, How::default());
+            call.session = session;
+            call.durable = true;
+            match self.drive(&mut call, &Bytes::new(), tries.started).await {
+                Ok(_) => {
+                    let mut inner = self.inner.lock();
+                    if inner.session == session {
+                        inner.begun = true;
+                        drop(inner);
+                        self.room.notify_waiters();
+                    }
+                }
+                Err(Fault::UnknownSession) => {
+                    let left = self.left(tries, false);
+                    self.hub.replace_session(session, left).await?;
+                    self.pause(tries, false).await?;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+    }
+
+    /// The set does not know the session (any more): may the request be made again?
+    async fn session_refused(&self, call: &Call, started: Mono) -> Result<(), Fault> {
+        {
+            let mut inner = self.inner.lock();
+            if inner.session == call.session {
+                inner.begun = false;
+            }
+        }
+        if call.number > 0 && call.repeat {
+            return Err(Fault::Refused(Errno::EIO));
+        }
+        self.begin(&mut Tries::new(started)).await?;
+        if stages_of(&call.fop).any(|stage| stage.session != self.hub.session()) {
+            return Err(Fault::NoStage);
+        }
+        Ok(())
+    }
+
+    /// Sends a request until somebody answers it.
+    async fn drive(&self, call: &mut Call, body: &Bytes, started: Mono) -> Result<Answered, Fault> {
+        let mut tries = Tries::new(started);
+        // Members that could not read a block.
+        let mut corrupt: Vec<BrickId> = Vec::new();
+        loop {
+            let Some(target) = self.aim(call, &corrupt) else {
+                self.pause(&mut tries, false).await?;
+                continue;
+            };
+            let frame = encode(call, body)?;
+            let time = self.left(&tries, true).min(TRY);
+            let sent = self.hub.transport.call(target.node, &target.addrs, frame);
+            let frame = match within(&self.hub.env, time, sent).await {
+                Some(Ok(frame)) => frame,
+                Some(Err(Lost::NotSent | Lost::Rejected)) => {
+                    self.pause(&mut tries, true).await?;
+                    continue;
+                }
+                Some(Err(Lost::Unknown)) | None => {
+                    call.repeat = true;
+                    self.pause(&mut tries, true).await?;
+                    continue;
+                }
+            };
+            let answer = frame.message::<Answer>().map_err(|error| {
+                tracing::warn!(set = self.index.0, %error, "an answer is not one");
+                Fault::Protocol
+            })?;
+            match answer.result {
+                Ok(reply) => {
+                    self.heard(&call.fop, answer.mark, answer.flushed);
+                    return Ok(Answered {
+                        reply,
+                        body: frame.body,
+                    });
+                }
+                Err(Fault::NotPrimary(Some(view))) if self.offer(view.clone()) => {}
+                Err(
+                    Fault::NotPrimary(_)
+                    | Fault::NotServing
+                    | Fault::UnknownBrick
+                    | Fault::StaleView(_),
+                ) => self.pause(&mut tries, false).await?,
+                Err(Fault::Corrupt) if call.fop.is_read() => {
+                    corrupt.push(target.brick);
+                    if self.aim(call, &corrupt).is_none() {
+                        return Err(Fault::Corrupt);
+                    }
+                }
+                Err(fault) => {
+                    self.heard(&Fop::StatFs, answer.mark, answer.flushed);
+                    return Err(fault);
+                }
+            }
+        }
+    }
+
+    /// Where the request goes now, filled into it.
+    fn aim(&self, call: &mut Call, not: &[BrickId]) -> Option<Target> {
+        let inner = self.inner.lock();
+        let mut target = inner.target.clone()?;
+        if not.contains(&target.brick) {
+            let view = inner.view.as_ref()?;
+            let other =
+                |m: &&mortar_protocol::view::Member| m.keeps_data && !not.contains(&m.brick);
+            let member = view.members.iter().find(other)?;
+            target.brick = member.brick;
+            target.node = member.node;
+            target.addrs = self.hub.addrs(member.node)?;
+        }
+        call.answered_below = inner.numbers.answered_below();
+        call.brick = target.brick;
+        call.epoch = target.epoch;
+        Some(target)
+    }
+
+    fn heard(&self, fop: &Fop, mark: Mark, flushed: mortar_protocol::ids::Seq) {
+        let now = self.hub.env.now();
+        let mut inner = self.inner.lock();
+        inner.heard = now;
+        inner.away = false;
+        inner.marks.note(mark, flushed, told(fop));
+    }
+
+    /// Time left for a request; `alive`: answers to others count as a sign of life.
+    fn left(&self, tries: &Tries, alive: bool) -> Duration {
+        let inner = self.inner.lock();
+        let limit = if inner.away {
+            AWAY
+        } else {
+            self.hub.frame_timeout()
+        };
+        let from = if alive {
+            tries.started.max(inner.heard)
+        } else {
+            tries.started
+        };
+        let until = from.after(limit).min(tries.started.after(limit * PATIENCE));
+        until.since(self.hub.env.now())
+    }
+
+    /// Waits for another view, or a little while. `lost`: no answer came (else the set said that it does not serve).
+    ///
+    /// # Errors
+    /// ENOTCONN if the request has waited long enough.
+    pub(super) async fn pause(&self, tries: &mut Tries, lost: bool) -> Result<(), Fault> {
+        let left = self.left(tries, lost);
+        if left.is_zero() {
+            self.inner.lock().away = true;
+            return Err(Fault::Refused(Errno::ENOTCONN));
+        }
+        let changed = std::pin::pin!(self.changed.notified());
+        self.hub.poke();
+        let pause = tries.pause.min(left);
+        tries.pause = (tries.pause * 2).min(PAUSE.1);
+        let woken = select(changed, self.hub.env.sleep(pause)).await;
+        if let Either::Left((_, rest)) = woken {
+            drop(rest);
+        }
+        Ok(())
+    }
+
+    /// Takes up a view if it is newer than the known one; says whether it was.
+    pub(super) fn offer(&self, view: View) -> bool {
+        let mut inner = self.inner.lock();
+        let newer = inner.view.as_ref().is_none_or(|known| {
+            view.epoch > known.epoch
+                || (view.epoch == known.epoch && view.effective && !known.effective)
+        });
+        if newer {
+            inner.view = Some(view);
+        }
+        self.retarget(&mut inner);
+        drop(inner);
+        if newer {
+            self.changed.notify_waiters();
+        }
+        newer
+    }
+
+    /// Takes up new addresses.
+    pub(super) fn refresh(&self) {
+        self.retarget(&mut self.inner.lock());
+    }
+
+    fn retarget(&self, inner: &mut Inner) {
+        inner.target = inner.view.as_ref().and_then(|view| {
+            let primary = view.primary_member()?;
+            Some(Target {
+                brick: primary.brick,
+                node: primary.node,
+                addrs: self.hub.addrs(primary.node)?,
+                epoch: view.epoch,
+            })
+        });
+    }
+
+    /// The nodes that take stages: all data-keeping members.
+    pub(super) fn stage_targets(&self) -> Vec<StageTarget> {
+        let inner = self.inner.lock();
+        let mut targets: Vec<StageTarget> = Vec::new();
+        let members = inner.view.iter().flat_map(|view| &view.members);
+        for member in members.filter(|member| member.keeps_data) {
+            if let Some(target) = targets.iter_mut().find(|target| target.node == member.node) {
+                target.bricks.push(member.brick);
+            } else if let Some(addrs) = self.hub.addrs(member.node) {
+                targets.push(StageTarget {
+                    node: member.node,
+                    addrs,
+                    bricks: vec![member.brick],
+                });
+            }
+        }
+        targets
+    }
+
+    /// A look at the marks.
+    pub fn marks<T>(&self, look: impl FnOnce(&mut Marks) -> T) -> T {
+        look(&mut self.inner.lock().marks)
+    }
+
+    /// Whether the session is known to the set, as far as the client knows.
+    pub(super) fn is_begun(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.begun && inner.session == self.hub.session()
+    }
+
+    /// Ends the session here; gives up after a while (the set then notices by its silence).
+    pub(super) async fn end(&self) {
+        if !self.is_begun() {
+            return;
+        }
+        let mut call = self.request(Fop::SessionEnd, How::default());
+        call.session = self.hub.session();
+        let started = self.hub.env.now();
+        let body = Bytes::new();
+        let ending = self.drive(&mut call, &body, started);
+        if let Some(Ok(_)) = within(&self.hub.env, END, ending).await {
+            self.inner.lock().begun = false;
+        }
+    }
+
+    /// Waits until everything this client made or was shown is flushed: of `file`'s part here, and of names.
+    ///
+    /// # Errors
+    /// EIO (once) if some of it is lost; else as [`Self::run`].
+    pub async fn sync(&self, file: Option<InodeId>, names: bool) -> Result<(), Fault> {
+        let (own, named) = self.marks(|marks| {
+            let own = file.and_then(|id| marks.of_file(id));
+            (own, if names { marks.of_names() } else { None })
+        });
+        // One request covers both, unless they are of different openings.
+        let mut wanted = [own, named];
+        if let [Some(a), Some(b)] = wanted
+            && a.opening == b.opening
+        {
+            wanted = [Some(a.max(b)), None];
+        }
+        let mut outcome = Ok(());
+        for upto in wanted.into_iter().flatten() {
+            let mut call = self.request(Fop::Sync { upto }, How::default());
+            let lost = match self.run(&mut call, &Bytes::new()).await {
+                Ok(_) => false,
+                Err(Fault::Lost(opening)) => {
+                    tracing::warn!(
+                        set = self.index.0,
+                        ?upto,
+                        ?opening,
+                        "unflushed changes are lost"
+                    );
+                    outcome = Err(Fault::Refused(Errno::EIO));
+                    true
+                }
+                Err(fault) => return Err(fault),
+            };
+            self.marks(|marks| {
+                marks.synced(upto, lost);
+                if let Some(id) = file {
+                    marks.synced_file(id, upto);
+                }
+            });
+        }
+        outcome
+    }
+}
+
+fn encode(call: &Call, body: &Bytes) -> Result<Frame, Fault> {
+    Frame::new(&RequestRef::Fop(call), body.clone()).map_err(|error| match error {
+        FrameError::HeadTooLong(_) | FrameError::BodyTooLong(_) => Fault::Refused(Errno::E2BIG),
+        _ => Fault::Protocol,
+    })
+}
+
+fn told(fop: &Fop) -> Told {
+    match fop {
+        Fop::Change(change) => Told::File(change.id),
+        Fop::Lookup { .. }
+        | Fop::ReadDir { .. }
+        | Fop::Commit { .. }
+        | Fop::Prepare { .. }
+        | Fop::Decide { .. }
+        | Fop::Finish { .. } => Told::Names,
+        _ => Told::Other,
+    }
+}
+
+fn stages_of(fop: &Fop) -> impl Iterator<Item = StageId> + '_ {
+    let ops = match fop {
+        Fop::Change(change) => change.ops.as_slice(),
+        _ => &[],
+    };
+    ops.iter().filter_map(|op| match op {
+        InodeOp::Attach { stage, .. } => Some(*stage),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mortar_protocol::fop::Request;
+
+    #[test]
+    fn a_borrowed_request_encodes_as_an_owned_one() {
+        let call = Call {
+            brick: BrickId(5),
+            epoch: Epoch(3),
+            session: SessionId(9),
+            number: 7,
+            answered_below: 6,
+            repeat: true,
+            after: 2,
+            cred: Cred::default(),
+            durable: true,
+            fop: Fop::GetAttr { id: InodeId::ROOT },
+        };
+        let owned = Frame::new(&Request::Fop(call.clone()), Bytes::new()).unwrap();
+        assert_eq!(encode(&call, &Bytes::new()).unwrap(), owned);
+    }
+}
