@@ -6,6 +6,7 @@ pub mod cli;
 pub mod credentials;
 pub mod demo;
 pub mod fuse;
+pub mod mount;
 pub mod remote;
 pub mod vfs;
 pub mod volume;

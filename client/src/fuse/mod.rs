@@ -502,8 +502,13 @@ impl<B: Backend> Filesystem for Adapter<B> {
         let vfs = self.vfs.clone();
         self.spawn(async move {
             let ttl = vfs.options().attr_ttl.min(vfs.options().entry_ttl);
+            let merged = vfs.backend().is_distributed();
             let add = |entry: &DirEntry| {
                 let (ttl, attr) = match &entry.attr {
+                    // A directory's own set knows only its part.
+                    Some(found) if merged && found.kind == FileKind::Dir => {
+                        (Duration::ZERO, attr(found))
+                    }
                     Some(found) => (ttl, attr(found)),
                     None => (
                         Duration::ZERO,
@@ -801,4 +806,74 @@ fn lock_request(
         pid,
         wait,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use mortar_protocol::attr::Cred;
+    use mortar_protocol::env_real::RealEnv;
+
+    use super::*;
+    use crate::vfs::{Options, mem::Mem};
+
+    /// Lists the root with room for `room` entries per call.
+    async fn listing(vfs: &Vfs<Mem>, room: usize, plus: bool) -> Vec<Bytes> {
+        let handle = vfs.open_dir(Cred::default(), InodeId::ROOT);
+        let mut names = Vec::new();
+        let mut offset = 0;
+        loop {
+            let mut got = Vec::new();
+            let add = |entry: &DirEntry| {
+                let full = got.len() == room;
+                if !full {
+                    got.push((entry.name.clone(), entry.offset));
+                }
+                full
+            };
+            list(vfs, (InodeId::ROOT, handle), offset, plus, add)
+                .await
+                .unwrap();
+            match got.last() {
+                Some((_, last)) => offset = *last,
+                None => break,
+            }
+            names.extend(got.into_iter().map(|(name, _)| name));
+        }
+        vfs.drop_handle(handle);
+        names
+    }
+
+    #[test]
+    fn listings_are_whole_however_little_room_there_is() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let env = Arc::new(RealEnv::new(runtime.handle().clone()));
+        let vfs = Vfs::new(Mem::new(), env, Options::default());
+        runtime.block_on(async {
+            let mut expected = vec![Bytes::from_static(b"."), Bytes::from_static(b"..")];
+            for i in 0..12 {
+                let name = Bytes::from(format!("file{i:02}"));
+                let new = NewInode {
+                    kind: FileKind::File,
+                    perm: 0o644,
+                    umask: 0,
+                    rdev: 0,
+                    target: Bytes::new(),
+                };
+                let root = InodeId::ROOT;
+                vfs.make(Cred::default(), root, name.clone(), new)
+                    .await
+                    .unwrap();
+                expected.push(name);
+            }
+            for room in [1, 2, 3, 5, 100] {
+                for plus in [false, true] {
+                    assert_eq!(listing(&vfs, room, plus).await, expected, "room for {room}");
+                }
+            }
+        });
+    }
 }

@@ -162,6 +162,9 @@ impl<B: Backend> Vfs<B> {
     pub fn try_read(&self, handle: u64, offset: u64, len: u32) -> Option<Res<Bytes>> {
         let core = &self.0;
         let handle = core.handle(handle).ok()?;
+        if let Err(errno) = core.usable(&handle.node) {
+            return Some(Err(errno));
+        }
         core.local_read(&handle, offset, len)
             .or_else(|| core.ahead_read(&handle, offset, len))
     }
@@ -175,6 +178,7 @@ impl<B: Backend> Vfs<B> {
         let core = &self.0;
         let handle = core.handle(handle)?;
         let node = handle.node.clone();
+        core.usable(&node)?;
         if let Some(result) = core.local_read(&handle, offset, len) {
             return result;
         }
@@ -211,6 +215,7 @@ impl<B: Backend> Vfs<B> {
     /// Those of the volume.
     pub async fn read_direct(&self, handle: u64, offset: u64, len: u32) -> Res<Bytes> {
         let handle = self.0.handle(handle)?;
+        self.0.usable(&handle.node)?;
         self.0.settle(&handle.node).await;
         self.0.backend.read(handle.node.id, offset, len).await
     }
@@ -225,7 +230,7 @@ impl<B: Backend> Vfs<B> {
     ) -> Option<Res<()>> {
         let core = &self.0;
         let handle = core.handle(handle).ok()?;
-        if !core.options.write_behind || how.direct() || how.sync() {
+        if !core.tuning.write_behind() || how.direct() || how.sync() {
             return None;
         }
         if !core.has_room(&handle.node, data.len()) {
@@ -243,7 +248,8 @@ impl<B: Backend> Vfs<B> {
         let core = &self.0;
         let handle = core.handle(handle)?;
         let node = &handle.node;
-        if how.direct() || !core.options.write_behind {
+        core.usable(node)?;
+        if how.direct() || !core.tuning.write_behind() {
             if offset.saturating_add(data.len() as u64) > MAX_FILE_SIZE {
                 return Err(Errno::EFBIG);
             }
@@ -300,7 +306,7 @@ impl<B: Backend> Vfs<B> {
         {
             let mut state = node.state.lock();
             let (attr, _) = state.shown()?;
-            if !core.options.write_behind
+            if !core.tuning.write_behind()
                 || state.handles.is_empty()
                 || state.handles.values().any(Option::is_some)
                 || attr.kind != FileKind::File
@@ -513,8 +519,10 @@ impl<B: Backend> Vfs<B> {
     /// Whether it is known that an inode has no extended attributes.
     pub fn has_no_xattr(&self, id: InodeId) -> bool {
         let core = &self.0;
-        if let Some(node) = core.node(id) {
-            return core.shown(&node).is_some_and(|(attr, _)| !attr.has_xattr);
+        if let Some(node) = core.node(id)
+            && let Some((attr, _)) = core.shown(&node)
+        {
+            return !attr.has_xattr;
         }
         core.recent.fact(id).is_some_and(|fact| {
             !fact.has_xattr && core.now().since(fact.at) <= core.options.attr_ttl
@@ -591,6 +599,14 @@ impl<B: Backend> Core<B> {
         self.options.attr_ttl.min(Duration::from_secs(1))
     }
 
+    /// EIO for a file whose locks went with the session.
+    fn usable(&self, node: &Node) -> Res<()> {
+        match node.state.lock().lost_locks(self.backend.session()) {
+            true => Err(Errno::EIO),
+            false => Ok(()),
+        }
+    }
+
     /// Holds a write. `None` if the attributes to show are not known.
     fn hold_write(
         self: &Arc<Self>,
@@ -606,6 +622,9 @@ impl<B: Backend> Core<B> {
             let mut state = node.state.lock();
             if let Some(errno) = state.take_error(handle.number) {
                 return Some(Err(errno));
+            }
+            if state.lost_locks(self.backend.session()) {
+                return Some(Err(Errno::EIO));
             }
             let (attr, _) = state.shown()?;
             let at = if how.append() { attr.size } else { offset };

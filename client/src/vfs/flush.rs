@@ -97,6 +97,9 @@ impl<B: Backend> Core<B> {
                 }
             };
             self.held.fetch_sub(bytes, Ordering::Relaxed);
+            if result.is_err() {
+                self.recent.forget(node.id);
+            }
             if drop_pages {
                 self.invalidate(node.id);
             }
@@ -140,6 +143,10 @@ impl<B: Backend> Core<B> {
         if drop_pages {
             self.invalidate(node.id);
         }
+        match &result {
+            Ok(changed) => self.recent.changed(changed, self.now()),
+            Err(_) => self.recent.forget(node.id),
+        }
         self.forget_if_idle(node);
         let changed = result?;
         Ok(shown.map_or(changed.attr, |(attr, _)| attr))
@@ -150,7 +157,7 @@ impl<B: Backend> Core<B> {
         self.held.fetch_add(bytes, Ordering::Relaxed);
         let full = {
             let mut state = node.state.lock();
-            let full = state.held.bytes() >= self.options.window / 4;
+            let full = state.held.bytes() >= self.tuning.window() / 4;
             if full {
                 state.cut(false, false);
             }
@@ -224,7 +231,7 @@ impl<B: Backend> Core<B> {
     pub(super) fn has_room(&self, node: &Node, bytes: usize) -> bool {
         let own = node.state.lock().bytes();
         let all = self.held.load(Ordering::Relaxed);
-        (own == 0 || own + bytes <= self.options.window)
+        (own == 0 || own + bytes <= self.tuning.window())
             && (all == 0 || all + bytes <= super::MAX_HELD)
     }
 }

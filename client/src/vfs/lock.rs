@@ -37,6 +37,12 @@ impl<B: Backend> Vfs<B> {
     pub async fn lock(&self, cred: Cred, request: LockRequest, waiter: &impl Waiter) -> Res<()> {
         let core = &self.0;
         core.settle_id(request.id).await;
+        if let Some(node) = core.node(request.id)
+            && request.kind != LockKind::Unlock
+            && node.state.lock().lost_locks(core.backend.session())
+        {
+            return Err(Errno::EIO);
+        }
         let (outcome, attr) = core.backend.lock(cred.clone(), request.clone()).await?;
         match outcome {
             LockOutcome::Busy => Err(Errno::EAGAIN),
@@ -74,15 +80,16 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// Withdraws a queued request: asked again without waiting, it is granted after all or leaves the queue.
+    /// Withdraws a queued request, unless it was granted meanwhile.
     async fn leave_queue(&self, cred: Cred, request: LockRequest) -> Res<()> {
-        let again = LockRequest {
-            wait: false,
-            ..request
+        let withdraw = LockRequest {
+            kind: LockKind::Unlock,
+            wait: true,
+            ..request.clone()
         };
-        let (outcome, attr) = self.0.backend.lock(cred, again.clone()).await?;
+        let (outcome, attr) = self.0.backend.lock(cred, withdraw).await?;
         if outcome == LockOutcome::Granted {
-            self.granted(&again, attr).await;
+            self.granted(&request, attr).await;
             return Ok(());
         }
         Err(Errno::EINTR)
@@ -100,6 +107,9 @@ impl<B: Backend> Vfs<B> {
                 // Other ranges of the owner may still be locked: it is kept until its file is closed.
                 false
             } else {
+                if state.lock_owners.is_empty() {
+                    state.lock_session = core.backend.session();
+                }
                 state.lock_owners.insert(request.owner);
                 match attr {
                     Some(attr) => {

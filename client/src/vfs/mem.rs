@@ -8,7 +8,7 @@ use bytes::Bytes;
 use mortar_protocol::attr::{Attr, Cred, FileKind, SetAttr, Time};
 use mortar_protocol::error::Errno;
 use mortar_protocol::fop::{DirEntry, LockHeld, LockOutcome, LockRequest};
-use mortar_protocol::ids::{Gfid, InodeId};
+use mortar_protocol::ids::{Gfid, InodeId, SessionId};
 use parking_lot::Mutex;
 
 use super::backend::*;
@@ -32,15 +32,16 @@ struct Inner {
     /// Errors to give to the next changes.
     fail: Vec<Errno>,
     open_check: Option<OpenCheck>,
+    session: u64,
 }
 
 /// See the module.
 #[derive(Clone, Default)]
-pub(super) struct Mem(Arc<Mutex<Inner>>);
+pub(crate) struct Mem(Arc<Mutex<Inner>>);
 
 impl Mem {
     /// A volume with an empty root.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mem = Self::default();
         let mut inner = mem.0.lock();
         inner.next = 100;
@@ -50,27 +51,32 @@ impl Mem {
     }
 
     /// Requests since the last call.
-    pub(super) fn log(&self) -> Vec<String> {
+    pub(crate) fn log(&self) -> Vec<String> {
         std::mem::take(&mut self.0.lock().log)
     }
 
+    /// The session ends and another begins.
+    pub(crate) fn new_session(&self) {
+        self.0.lock().session += 1;
+    }
+
     /// The next change fails so.
-    pub(super) fn fail_next(&self, errno: Errno) {
+    pub(crate) fn fail_next(&self, errno: Errno) {
         self.0.lock().fail.push(errno);
     }
 
     /// Contents as another client would read them.
-    pub(super) fn contents(&self, id: InodeId) -> Vec<u8> {
+    pub(crate) fn contents(&self, id: InodeId) -> Vec<u8> {
         self.0.lock().inodes[&id].data.clone()
     }
 
     /// Attributes as another client would read them.
-    pub(super) fn attr(&self, id: InodeId) -> Attr {
+    pub(crate) fn attr(&self, id: InodeId) -> Attr {
         self.0.lock().inodes[&id].attr
     }
 
     /// A write of another client.
-    pub(super) fn foreign_write(&self, id: InodeId, offset: u64, data: &[u8]) {
+    pub(crate) fn foreign_write(&self, id: InodeId, offset: u64, data: &[u8]) {
         let op = FileOp::Write {
             offset,
             data: Bytes::copy_from_slice(data),
@@ -170,7 +176,21 @@ impl Inner {
                     let last = ((offset + len) as usize).min(size);
                     inode.data[(offset as usize).min(size)..last].fill(0);
                 }
-                FileOp::Reserve { .. } => {}
+                FileOp::Reserve {
+                    offset,
+                    len,
+                    keep_size,
+                    zero,
+                } => {
+                    let end = (offset + len) as usize;
+                    let size = inode.data.len();
+                    if zero {
+                        inode.data[(offset as usize).min(size)..end.min(size)].fill(0);
+                    }
+                    if !keep_size {
+                        inode.data.resize(size.max(end), 0);
+                    }
+                }
                 FileOp::SetXattr { name, value, .. } => {
                     inode.xattrs.insert(name, value);
                 }
@@ -457,8 +477,20 @@ impl Backend for Mem {
         ready(Ok(None))
     }
 
+    fn close(&self) -> impl Future<Output = ()> + Send {
+        ready(())
+    }
+
     fn set_open_check(&self, check: OpenCheck) {
         self.0.lock().open_check = Some(check);
+    }
+
+    fn is_distributed(&self) -> bool {
+        false
+    }
+
+    fn session(&self) -> SessionId {
+        SessionId(self.0.lock().session)
     }
 
     fn shard_size(&self) -> u64 {

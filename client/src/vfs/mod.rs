@@ -17,20 +17,21 @@ mod lock;
 mod name;
 pub mod node;
 mod recent;
+mod volume;
 
 #[cfg(test)]
-mod mem;
+pub(crate) mod mem;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use mortar_protocol::attr::{Attr, Cred};
+use mortar_protocol::attr::{Attr, Cred, FileKind};
 use mortar_protocol::env::{Env, Mono};
 use mortar_protocol::error::Errno;
 use mortar_protocol::ids::InodeId;
@@ -84,6 +85,23 @@ impl Default for Options {
     }
 }
 
+/// What may change while mounted.
+#[derive(Debug)]
+struct Tuning {
+    write_behind: AtomicBool,
+    window: AtomicUsize,
+}
+
+impl Tuning {
+    fn write_behind(&self) -> bool {
+        self.write_behind.load(Ordering::Relaxed)
+    }
+
+    fn window(&self) -> usize {
+        self.window.load(Ordering::Relaxed)
+    }
+}
+
 /// The kernel's caches, as far as the Vfs must empty them.
 pub trait Kernel: Send + Sync + 'static {
     /// Drops an inode's pages and attributes. Returns at once; the future ends when it is done.
@@ -131,6 +149,7 @@ struct Core<B> {
     backend: B,
     env: Arc<dyn Env>,
     options: Options,
+    tuning: Tuning,
     nodes: Mutex<BTreeMap<InodeId, Arc<Node>>>,
     handles: RwLock<BTreeMap<u64, Arc<Handle>>>,
     next_handle: AtomicU64,
@@ -150,6 +169,10 @@ impl<B: Backend> Vfs<B> {
         let vfs = Self(Arc::new(Core {
             backend,
             env,
+            tuning: Tuning {
+                write_behind: AtomicBool::new(options.write_behind),
+                window: AtomicUsize::new(options.window),
+            },
             options,
             nodes: Mutex::default(),
             handles: RwLock::default(),
@@ -172,6 +195,12 @@ impl<B: Backend> Vfs<B> {
     pub fn set_kernel(&self, kernel: Arc<dyn Kernel>) {
         // A second call would be a second mount of one Vfs; the first kernel stays.
         let _ = self.0.kernel.set(kernel);
+    }
+
+    /// Turns write-behind on or off and sizes it; what is held already goes as it would have.
+    pub fn set_write_behind(&self, on: bool, window: usize) {
+        self.0.tuning.write_behind.store(on, Ordering::Relaxed);
+        self.0.tuning.window.store(window, Ordering::Relaxed);
     }
 
     /// The volume below.
@@ -323,13 +352,14 @@ impl<B: Backend> Core<B> {
     /// Attributes arrived with an answer: what to show, or `None` to ask again.
     fn arrived(&self, attr: Attr) -> Option<Attr> {
         let now = self.now();
-        match self.node(attr.gfid.id) {
-            Some(node) => node.state.lock().arrived(attr, now),
-            None => {
-                self.recent.saw(&attr, now);
-                Some(attr)
-            }
+        // What a directory shows comes from several sets; nothing of it is held here.
+        if attr.kind != FileKind::Dir
+            && let Some(node) = self.node(attr.gfid.id)
+        {
+            return node.state.lock().arrived(attr, now);
         }
+        self.recent.saw(&attr, now);
+        Some(attr)
     }
 
     /// What to show of attributes that arrived; asks again while they are older than this client's own changes.

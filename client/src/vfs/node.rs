@@ -6,10 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mortar_protocol::attr::{Attr, Cred};
+use mortar_protocol::attr::{Attr, Cred, FileKind};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::Errno;
-use mortar_protocol::ids::InodeId;
+use mortar_protocol::ids::{InodeId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -83,6 +83,8 @@ pub struct State {
     pub handles: BTreeMap<u64, Option<Errno>>,
     /// Owners that hold locks.
     pub lock_owners: BTreeSet<u64>,
+    /// Session in which they got them.
+    pub lock_session: SessionId,
 }
 
 impl Node {
@@ -280,6 +282,9 @@ impl State {
     }
 
     fn changed(&mut self, changed: Changed, now: Mono) -> bool {
+        if changed.attr.kind == FileKind::Dir {
+            return false;
+        }
         // What was read before the change is no longer right, also if another client did not interfere.
         self.contents = None;
         self.version += 1;
@@ -359,6 +364,11 @@ impl State {
         let first = (offset.min(size as u64)) as usize;
         let last = (first + len as usize).min(size);
         Some(contents.data.slice(first..last))
+    }
+
+    /// Whether locks that somebody counts on went with a session that ended: the file fails until it is closed.
+    pub fn lost_locks(&self, session: SessionId) -> bool {
+        !self.lock_owners.is_empty() && self.lock_session != session
     }
 
     /// Takes the error that a handle has not been told yet.

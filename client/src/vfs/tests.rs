@@ -419,7 +419,35 @@ fn a_lock_call_sends_what_is_held_and_can_be_left() {
         request.owner = 7;
         let left = rig.vfs.lock(root(), request, &Leaver).await;
         assert_eq!(left, Err(Errno::EINTR));
-        assert_eq!(rig.mem.log(), ["lock Write", "lock Write"]);
+        assert_eq!(rig.mem.log(), ["lock Write", "lock Unlock"]);
+    });
+}
+
+#[test]
+fn a_file_whose_locks_went_with_the_session_fails_until_it_is_closed() {
+    run(async {
+        let rig = rig();
+        let (id, handle) = rig.create("a").await;
+        let request = LockRequest {
+            id,
+            owner: 3,
+            start: 0,
+            end: 9,
+            kind: LockKind::Write,
+            pid: 1,
+            wait: false,
+        };
+        rig.vfs
+            .lock(root(), request.clone(), &Leaver)
+            .await
+            .unwrap();
+        rig.mem.new_session();
+        let eio = Err(Errno::EIO);
+        assert_eq!(rig.vfs.try_write(handle, 0, b"x", how(0)), Some(eio));
+        assert_eq!(rig.vfs.read(handle, 0, 9).await, Err(Errno::EIO));
+        assert_eq!(rig.vfs.lock(root(), request, &Leaver).await, eio);
+        rig.vfs.flush(root(), handle, 3).await.unwrap();
+        assert_eq!(rig.vfs.try_write(handle, 0, b"x", how(0)), Some(Ok(())));
     });
 }
 

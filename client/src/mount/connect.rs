@@ -1,0 +1,89 @@
+//! From a server's name to a connected volume.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mortar_protocol::enrol;
+use mortar_protocol::env::Env;
+use mortar_protocol::options;
+use mortar_protocol::transport::quic::QuicTransport;
+use mortar_protocol::view::VolumeInfo;
+use tokio::runtime::Handle;
+
+use crate::vfs::{Options, Vfs};
+use crate::volume::Volume;
+
+/// How often the volume's options are looked at while it is mounted.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Connects to the volume `name` through one of `servers` (`HOST:PORT`).
+///
+/// # Errors
+///
+/// One line for a person.
+pub(super) async fn connect(
+    runtime: Handle,
+    servers: Vec<String>,
+    name: String,
+    env: Arc<dyn Env>,
+) -> Result<(Volume, Options), String> {
+    let looked_up = tokio::task::spawn_blocking(move || {
+        let addrs = resolve(&servers)?;
+        let enrolment = enrol::find(&addrs).map_err(|error| error.to_string())?;
+        Ok::<_, String>((addrs, enrolment))
+    });
+    let (addrs, enrolment) = looked_up.await.map_err(|error| error.to_string())??;
+    let transport =
+        QuicTransport::new(&enrolment.credentials, &runtime).map_err(|error| error.to_string())?;
+    let volume = Volume::connect(env, Arc::new(transport), &addrs, &name)
+        .await
+        .map_err(|error| error.to_string())?;
+    let options = options_of(&volume.info());
+    Ok((volume, options))
+}
+
+fn resolve(servers: &[String]) -> Result<Vec<SocketAddr>, String> {
+    let mut addrs = Vec::new();
+    let mut why = String::new();
+    for server in servers {
+        match server.to_socket_addrs() {
+            Ok(found) => addrs.extend(found),
+            Err(error) => why = format!("{server} cannot be found: {error}"),
+        }
+    }
+    match addrs.is_empty() {
+        true => Err(why),
+        false => Ok(addrs),
+    }
+}
+
+/// What a volume's options say about mounts.
+fn options_of(info: &VolumeInfo) -> Options {
+    let defaults = Options::default();
+    let value = |name: &str| info.options.get(name).map(String::as_str);
+    Options {
+        write_behind: value("performance.write-behind")
+            .and_then(options::switch)
+            .unwrap_or(defaults.write_behind),
+        window: value("performance.write-behind-window-size")
+            .and_then(options::size)
+            .and_then(|size| usize::try_from(size).ok())
+            .unwrap_or(defaults.window),
+        ..defaults
+    }
+}
+
+/// Follows changes of the volume's options until the mount ends.
+pub(super) async fn follow_options(vfs: Vfs<Volume>) {
+    let mut version = vfs.backend().info().version;
+    loop {
+        vfs.env().sleep(LOOK).await;
+        let info = vfs.backend().info();
+        if info.version != version {
+            version = info.version;
+            let options = options_of(&info);
+            vfs.set_write_behind(options.write_behind, options.window);
+        }
+    }
+}
