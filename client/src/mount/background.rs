@@ -17,7 +17,7 @@ const READY: &str = "ready";
 /// # Errors
 ///
 /// What the process said, or why it could not be started.
-pub fn start(args: &[std::ffi::OsString], log: &Path) -> Result<(), String> {
+pub(super) fn start(args: &[std::ffi::OsString], log: &Path) -> Result<(), String> {
     let log_file = open_log(log).map_err(|error| format!("log {}: {error}", log.display()))?;
     // The link serves where the file has been replaced meanwhile; else its path gives the process its name.
     let exe = std::env::current_exe()
@@ -64,7 +64,7 @@ fn open_log(path: &Path) -> io::Result<File> {
 /// # Errors
 ///
 /// The system's.
-pub fn detach() -> io::Result<()> {
+pub(super) fn detach() -> io::Result<()> {
     // SAFETY: closes only descriptors inherited from whoever started the command. This runs before the process has
     // opened any of its own (0, 1 and 2 stay).
     let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
@@ -80,7 +80,7 @@ pub fn detach() -> io::Result<()> {
 }
 
 /// In the new process: tells the waiting parent the outcome, and lets go of its pipe.
-pub fn report(outcome: Result<(), &str>) {
+pub(super) fn report(outcome: Result<(), &str>) {
     let text = match outcome {
         Ok(()) => READY,
         Err(why) => why,

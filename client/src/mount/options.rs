@@ -8,44 +8,44 @@ use std::time::Duration;
 use fuser::MountOption;
 
 /// Port of a daemon unless `server-port` or the source says otherwise.
-pub const DEFAULT_PORT: u16 = 24_007;
+pub(super) const DEFAULT_PORT: u16 = 24_007;
 
 /// A parsed mount source.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Source {
+pub(super) struct Source {
     /// As typed; /proc/mounts shows it.
-    pub text: String,
+    pub(super) text: String,
     /// Hosts to ask, in order.
-    pub hosts: Vec<String>,
+    pub(super) hosts: Vec<String>,
     /// Volume name.
-    pub volume: String,
+    pub(super) volume: String,
 }
 
 /// Parsed options.
 #[derive(Clone, PartialEq, Debug)]
-pub struct MountOptions {
+pub(super) struct MountOptions {
     /// More hosts to ask (`backup-volfile-servers`).
-    pub backups: Vec<String>,
+    pub(super) backups: Vec<String>,
     /// Their port.
-    pub port: u16,
+    pub(super) port: u16,
     /// Refuse changes.
-    pub read_only: bool,
+    pub(super) read_only: bool,
     /// Let other users in; `None`: where this user may.
-    pub allow_other: Option<bool>,
+    pub(super) allow_other: Option<bool>,
     /// Options of the kernel's.
-    pub kernel: Vec<MountOption>,
+    pub(super) kernel: Vec<MountOption>,
     /// `attribute-timeout`, if given.
-    pub attr_ttl: Option<Duration>,
+    pub(super) attr_ttl: Option<Duration>,
     /// `entry-timeout`, if given.
-    pub entry_ttl: Option<Duration>,
+    pub(super) entry_ttl: Option<Duration>,
     /// `negative-timeout`, if given.
-    pub negative_ttl: Option<Duration>,
+    pub(super) negative_ttl: Option<Duration>,
     /// `log-file`, if given.
-    pub log_file: Option<PathBuf>,
+    pub(super) log_file: Option<PathBuf>,
     /// Log level, as tracing names it.
-    pub log_level: &'static str,
+    pub(super) log_level: &'static str,
     /// Options accepted without effect, for the log.
-    pub ignored: Vec<String>,
+    pub(super) ignored: Vec<String>,
 }
 
 impl Default for MountOptions {
@@ -138,7 +138,7 @@ const UNHANDLED: &[&str] = &[
 /// # Errors
 ///
 /// One line for the person who typed it.
-pub fn parse_source(text: &str) -> Result<Source, String> {
+pub(super) fn parse_source(text: &str) -> Result<Source, String> {
     let wrong = || {
         format!("'{text}' does not name a volume: expected HOST:/NAME, for example localhost:/data")
     };
@@ -168,7 +168,7 @@ pub fn parse_source(text: &str) -> Result<Source, String> {
 /// # Errors
 ///
 /// One line that names the option.
-pub fn parse_options(given: &[String]) -> Result<MountOptions, String> {
+pub(super) fn parse_options(given: &[String]) -> Result<MountOptions, String> {
     let mut options = MountOptions::default();
     for word in given.iter().flat_map(|list| list.split(',')) {
         if !word.is_empty() {
@@ -288,7 +288,7 @@ fn level(text: &str) -> Result<&'static str, String> {
 
 impl MountOptions {
     /// `HOST:PORT` of every server to ask, in order.
-    pub fn servers(&self, source: &Source) -> Vec<String> {
+    pub(super) fn servers(&self, source: &Source) -> Vec<String> {
         let all = source.hosts.iter().chain(&self.backups);
         all.map(|host| with_port(host, self.port)).collect()
     }
@@ -308,7 +308,7 @@ fn with_port(host: &str, port: u16) -> String {
 
 /// Where a mount in the background logs unless told: as root under /var/log/mortar, else in the user's state
 /// directory.
-pub fn default_log(dir: &Path) -> PathBuf {
+pub(super) fn default_log(dir: &Path) -> PathBuf {
     let name = dir
         .to_string_lossy()
         .trim_start_matches('/')

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use rustix::mount::UnmountFlags;
 
 /// Type that /proc/mounts shows.
-pub const FS_TYPE: &str = "fuse.mortar";
+pub(super) const FS_TYPE: &str = "fuse.mortar";
 /// The kernel's own read-ahead, in KiB (it starts with 128).
 const READ_AHEAD_KIB: &str = "1024";
 
@@ -68,7 +68,7 @@ fn mounted_on(dir: &Path) -> Option<Mounted> {
 /// # Errors
 ///
 /// One line, and the exit code mount.glusterfs has for it.
-pub fn prepare(dir: &Path) -> Result<PathBuf, (String, u8)> {
+pub(super) fn prepare(dir: &Path) -> Result<PathBuf, (String, u8)> {
     let shown = dir.display();
     let absolute = std::path::absolute(dir).map_err(|error| (format!("{shown}: {error}"), 1))?;
     // A dead mount fails every path lookup below it, so it has to go before the path can be resolved.
@@ -115,7 +115,7 @@ fn clear_dead(dir: &Path) -> Result<(), String> {
 /// # Errors
 ///
 /// The system's.
-pub fn detach(dir: &Path) -> io::Result<()> {
+pub(super) fn detach(dir: &Path) -> io::Result<()> {
     match rustix::mount::unmount(dir, UnmountFlags::DETACH) {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::PERM) => fusermount(dir),
@@ -139,7 +139,7 @@ fn fusermount(dir: &Path) -> io::Result<()> {
 }
 
 /// Lets the kernel read ahead further on a mount. Only root may; others go without.
-pub fn raise_read_ahead(dir: &Path) {
+pub(super) fn raise_read_ahead(dir: &Path) {
     let Ok(found) = std::fs::metadata(dir) else {
         return;
     };

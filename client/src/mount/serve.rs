@@ -101,7 +101,11 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
         .map_err(|error| format!("the mount does not answer: {error}"))
         .inspect_err(|_| drop(place::detach(&request.dir)))?;
     place::raise_read_ahead(&request.dir);
-    tracing::info!("mounted {} on {}", request.source.text, request.dir.display());
+    tracing::info!(
+        "mounted {} on {}",
+        request.source.text,
+        request.dir.display()
+    );
     ready(Ok(()));
     match loops.join() {
         Ok(Ok(())) => {}

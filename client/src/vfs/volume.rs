@@ -94,12 +94,7 @@ impl Backend for Volume {
         self.open(cred, id, known, data)
     }
 
-    fn read(
-        &self,
-        id: InodeId,
-        offset: u64,
-        len: u32,
-    ) -> impl Future<Output = Res<Bytes>> + Send {
+    fn read(&self, id: InodeId, offset: u64, len: u32) -> impl Future<Output = Res<Bytes>> + Send {
         self.read(id, offset, len)
     }
 
@@ -124,12 +119,7 @@ impl Backend for Volume {
         self.copy(cred, from, to, len)
     }
 
-    fn seek(
-        &self,
-        id: InodeId,
-        offset: u64,
-        hole: bool,
-    ) -> impl Future<Output = Res<u64>> + Send {
+    fn seek(&self, id: InodeId, offset: u64, hole: bool) -> impl Future<Output = Res<u64>> + Send {
         self.seek(id, offset, hole)
     }
 
