@@ -3,8 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
+use mortar_server::brick::Namespace;
+use mortar_server::node::bricks::Backend;
+use mortar_server::node::daemon::{self, Options};
+use mortar_server::node::data_dir::DataDir;
+use mortar_server::node::stores::FileStores;
 
 /// Mortar's node daemon: serves bricks and the control plane.
 #[derive(Parser, Debug)]
@@ -43,13 +49,15 @@ fn start_log(level: tracing::level_filters::LevelFilter) {
 }
 
 /// A panic is a bug, and a daemon with one thread less would only seem to serve: it is logged, and the process ends at
-/// once. What was acknowledged is in the logs of the bricks.
+/// once. What was acknowledged is in the logs of the bricks. (Where damaged data can make a library panic, the panic is
+/// caught and becomes an error of that brick.)
 fn end_on_panic() {
-    let standard = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        tracing::error!("panic: {info}");
-        standard(info);
-        std::process::abort();
+    std::panic::set_hook(Box::new(|info| {
+        let trace = std::backtrace::Backtrace::force_capture();
+        tracing::error!("{info}\n{trace}");
+        if !mortar_server::guard::is_caught() {
+            std::process::abort();
+        }
     }));
 }
 
@@ -57,6 +65,21 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     start_log(arguments.log_level);
     end_on_panic();
-    println!("{arguments:?}");
-    ExitCode::SUCCESS
+    let options = Options {
+        data_dir: arguments.data_dir,
+        listen: arguments.listen,
+        api: arguments.api,
+        threads: arguments.threads.into(),
+    };
+    let backend = |data: &DataDir| Backend {
+        stores: FileStores::new(data.cluster, data.node),
+        rules: Arc::new(Namespace::new()),
+    };
+    match daemon::run(&options, backend) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mortard: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
