@@ -113,7 +113,7 @@ fn the_life_of_a_volume() {
     );
 
     refused(
-        &daemon.mortar(&["volume", "delete", "rep3"]),
+        &daemon.mortar(&["--mode=script", "volume", "delete", "rep3"]),
         "volume delete: rep3: failed: Volume rep3 has been started.Volume needs to be stopped before deletion.",
     );
     assert_eq!(

@@ -7,6 +7,7 @@ pub mod credentials;
 pub mod demo;
 pub mod fuse;
 pub mod mount;
+
 pub mod remote;
 pub mod vfs;
 pub mod volume;

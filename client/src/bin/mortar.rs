@@ -1,3 +1,7 @@
 //! mortar, the command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    mortar_client::cli::main()
+}

@@ -20,6 +20,3 @@ pub(crate) use self::state::lineage;
 pub use self::storage::{
     AppendError, Extra, FlushDone, HeldStage, NEWEST, ReadDone, StageDone, Storage,
 };
-
-#[cfg(test)]
-mod tests;

@@ -419,7 +419,7 @@ impl Store {
         self.wal
             .cut(pos)
             .map_err(|err| self.fail(StoreError::Damaged(err.to_string())))?;
-        self.flushed = self.flushed.min(pos);
+        self.flushed = pos;
         let mut alloc = self.alloc.lock();
         while self.held.back().is_some_and(|held| held.entry.pos > pos) {
             let Some(held) = self.held.pop_back() else {
