@@ -10,6 +10,7 @@ pub mod device;
 pub mod guard;
 pub mod namespace;
 pub mod node;
+pub mod offline;
 pub mod setlog;
 pub mod store;
 pub mod superblock;

@@ -22,7 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mortar_protocol::entry::{Effect, Entry, Object, Space};
 use mortar_protocol::env::Mono;
-use mortar_protocol::ids::{Pos, Seq, SessionId, StageId};
+use mortar_protocol::ids::{InodeId, Pos, Seq, SessionId, StageId};
 use mortar_protocol::limits::BLOCK;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::alloc::{Allocator, Run};
 use crate::device::{Device, Done};
 use crate::superblock::{Stored, Superblock, SuperblockError};
-use crate::tree::{Tree, TreeError};
+use crate::tree::{Snapshot, Tree, TreeError};
 use crate::wal::{StageAt, WalError, WalPosition};
 
 use apply::Plan;
@@ -991,6 +991,52 @@ impl Store {
             }
         }
         Ok(hole.then(|| offset.max(next * BLOCK)))
+    }
+
+    /// The next shard of a file behind `shard` of which anything is stored or pending (as of any position).
+    ///
+    /// # Errors
+    /// If the tree cannot be read.
+    pub fn next_shard(&self, id: InodeId, shard: u32) -> Result<Option<u32>, StoreError> {
+        let Some(shard) = shard.checked_add(1) else {
+            return Ok(None);
+        };
+        let (first, last) = (
+            Object { id, shard },
+            Object {
+                id,
+                shard: u32::MAX,
+            },
+        );
+        let mut found = self.pending.next_object(first, last);
+        let (from, to) = (extents::key(first, 0), extents::key(last, u32::MAX));
+        self.tree.snapshot()?.range(&from, &to, &mut |key, _| {
+            let next = extents::parse_key(key).map(|(object, _)| object.shard);
+            found = found.into_iter().chain(next).min();
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
+    /// The tree's newest state, for checks of the whole brick.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn snapshot(&self) -> Result<Arc<Snapshot>, StoreError> {
+        Ok(self.tree.snapshot()?)
+    }
+
+    /// The allocator, for checks of the whole brick.
+    pub fn allocator(&self) -> &Mutex<Allocator> {
+        &self.alloc
+    }
+
+    /// First blocks of the chunks that the tree lies in, as of the last durable checkpoint.
+    pub fn tree_chunks(&self) -> Vec<u64> {
+        crate::tree::mapped_chunks(
+            &*self.device,
+            recover::place(&self.superblock.block.geometry),
+        )
     }
 
     /// Space of the brick.

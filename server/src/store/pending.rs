@@ -300,6 +300,12 @@ impl Pending {
         }
     }
 
+    /// Shard of the first object from `first` to `last` of which anything is pending.
+    pub(super) fn next_object(&self, first: Object, last: Object) -> Option<u32> {
+        let (object, _) = self.objects.range(first..=last).next()?;
+        Some(object.shard)
+    }
+
     /// Whether anything of the object is pending.
     pub(super) fn touches(&self, object: Object) -> bool {
         self.objects.contains_key(&object)

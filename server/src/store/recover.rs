@@ -244,7 +244,7 @@ fn blocks(geometry: &Geometry) -> u64 {
     geometry.extents.len / BLOCK
 }
 
-fn place(geometry: &Geometry) -> Place {
+pub(super) fn place(geometry: &Geometry) -> Place {
     Place {
         map: geometry.chunk_map.offset,
         slot: geometry.chunk_map.len / 2,

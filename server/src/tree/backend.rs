@@ -241,6 +241,15 @@ impl ChunkBackend {
     }
 }
 
+/// First blocks of the chunks in the newer valid copy of the chunk map; none if there is no valid copy.
+pub fn mapped_chunks(device: &dyn Device, place: Place) -> Vec<u64> {
+    let newest = (0..2)
+        .filter_map(|slot| read_slot(device, place, slot))
+        .max_by_key(|map| map.generation);
+    let chunks = newest.map(|map| map.chunks).unwrap_or_default();
+    chunks.iter().flatten().map(|chunk| chunk.start).collect()
+}
+
 fn read_slot(device: &dyn Device, place: Place, slot: u64) -> Option<Map> {
     let base = place.map + slot * place.slot;
     let mut header = [0u8; HEADER];

@@ -17,7 +17,7 @@ use crate::alloc::Allocator;
 use crate::device::Device;
 
 use backend::ChunkBackend;
-pub use backend::{CHUNK, Place};
+pub use backend::{CHUNK, Place, mapped_chunks};
 
 const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 /// redb's own cache; the page cache behind it is the real one.

@@ -1,0 +1,265 @@
+//! `brick export`: copies a volume's files out, with owners, modes, times, extended attributes, holes and hard links.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use mortar_protocol::attr::{Attr, FileKind, Time};
+use mortar_protocol::ids::InodeId;
+use mortar_protocol::limits::BLOCK;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
+
+use super::volume::{FileError, Node, PIECE, Volume};
+
+/// Directories deeper than this are not followed.
+const MAX_DEPTH: usize = 4096;
+
+/// What an export did.
+#[derive(Default, Debug)]
+pub(super) struct Summary {
+    pub(super) files: u64,
+    pub(super) directories: u64,
+    pub(super) others: u64,
+    pub(super) bytes: u64,
+    /// What could not be taken along, one line each.
+    pub(super) problems: Vec<String>,
+    /// Properties that could not be set (owners without root, attributes the target does not have): kind -> how often.
+    pub(super) lost: BTreeMap<&'static str, u64>,
+}
+
+/// A copy under way.
+struct Export<'a> {
+    volume: &'a Volume,
+    summary: Summary,
+    /// Where files with several names were put.
+    links: BTreeMap<InodeId, PathBuf>,
+    /// Directories from the root to the current one.
+    above: Vec<InodeId>,
+}
+
+/// Copies `node` to `target`, which must not exist, or be an empty directory if `node` is one.
+pub(super) fn export(volume: &Volume, node: &Node, target: &Path) -> Summary {
+    let mut export = Export {
+        volume,
+        summary: Summary::default(),
+        links: BTreeMap::new(),
+        above: Vec::new(),
+    };
+    export.node(node, target);
+    export.summary
+}
+
+impl Export<'_> {
+    fn problem(&mut self, path: &Path, what: impl std::fmt::Display) {
+        let line = format!("{}: {what}", path.display());
+        self.summary.problems.push(line);
+    }
+
+    fn node(&mut self, node: &Node, target: &Path) {
+        let made = match node.attr.kind {
+            FileKind::Dir => return self.directory(node, target),
+            FileKind::File => self.file(node, target),
+            _ => self.special(node, target),
+        };
+        match made {
+            Ok(()) => self.properties(node, target),
+            Err(error) => self.problem(target, error),
+        }
+    }
+
+    fn directory(&mut self, node: &Node, target: &Path) {
+        let id = node.attr.gfid.id;
+        if self.above.contains(&id) || self.above.len() >= MAX_DEPTH {
+            return self.problem(target, "the directory lies within itself");
+        }
+        match std::fs::create_dir(target) {
+            Err(error) if !(self.above.is_empty() && is_empty(target)) => {
+                return self.problem(target, error);
+            }
+            _ => {}
+        }
+        self.summary.directories += 1;
+        self.above.push(id);
+        let mut odd = Vec::new();
+        match self.volume.list(id, &mut odd) {
+            Ok(entries) => {
+                for (name, found) in entries {
+                    let path = target.join(OsStr::from_bytes(&name));
+                    self.entry(found.gfid.id, &path);
+                }
+            }
+            Err(error) => self.problem(target, error),
+        }
+        self.summary.problems.append(&mut odd);
+        self.above.pop();
+        // Last, because what is created in it changes its times.
+        self.properties(node, target);
+    }
+
+    fn entry(&mut self, id: InodeId, path: &Path) {
+        if let Some(first) = self.links.get(&id) {
+            if let Err(error) = std::fs::hard_link(first, path) {
+                self.problem(path, error);
+            }
+            return;
+        }
+        match self.volume.node(id) {
+            Ok(node) => {
+                self.node(&node, path);
+                if node.attr.nlink > 1 && !node.inode.is_dir() {
+                    self.links.insert(id, path.to_owned());
+                }
+            }
+            Err(error) => self.problem(path, error),
+        }
+    }
+
+    fn file(&mut self, node: &Node, target: &Path) -> io::Result<()> {
+        let mut how = OpenOptions::new();
+        let file = how.write(true).create_new(true).mode(0o600).open(target)?;
+        file.set_len(node.attr.size)?;
+        self.summary.files += 1;
+        let (mut at, mut found) = (0, 0);
+        loop {
+            match self.volume.next_data(node, at) {
+                Ok(Some((start, end))) => {
+                    self.copy(node, &file, target, start, end)?;
+                    found += (end - start).next_multiple_of(BLOCK);
+                    at = end;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.problem(target, error);
+                    break;
+                }
+            }
+        }
+        if node.inode.sharded && found < node.attr.blocks.saturating_mul(512) && self.has_gaps() {
+            self.problem(target, "parts of it may lie on bricks of other sets");
+        }
+        Ok(())
+    }
+
+    /// Whether the given sets are not numbered without a gap from 0; that all are given cannot be known.
+    fn has_gaps(&self) -> bool {
+        let sets = &self.volume.sets;
+        sets.len() == 1 || !(0..sets.len() as u32).eq(sets.keys().copied())
+    }
+
+    fn copy(
+        &mut self,
+        node: &Node,
+        file: &File,
+        target: &Path,
+        mut at: u64,
+        end: u64,
+    ) -> io::Result<()> {
+        while at < end {
+            let len = (end - at).min(PIECE);
+            match self.volume.read(node, at, len) {
+                Ok(data) if !data.is_empty() => {
+                    file.write_all_at(&data, at)?;
+                    self.summary.bytes += data.len() as u64;
+                    at += data.len() as u64;
+                }
+                Err(FileError::Data { offset, error }) if len <= BLOCK => {
+                    self.problem(target, format!("{len} bytes at {offset} are lost: {error}"));
+                    at += len;
+                }
+                // Something in this piece is lost: what is around it is not.
+                Err(FileError::Data { .. }) => {
+                    let mut block = at;
+                    while block < at + len {
+                        let part = (BLOCK - block % BLOCK).min(at + len - block);
+                        self.copy(node, file, target, block, block + part)?;
+                        block += part;
+                    }
+                    at += len;
+                }
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    self.problem(target, error);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn special(&mut self, node: &Node, target: &Path) -> io::Result<()> {
+        let attr = &node.attr;
+        let kind = match attr.kind {
+            FileKind::Symlink => {
+                std::os::unix::fs::symlink(OsStr::from_bytes(&node.inode.target), target)?;
+                self.summary.others += 1;
+                return Ok(());
+            }
+            FileKind::Fifo => FileType::Fifo,
+            FileKind::Socket => FileType::Socket,
+            FileKind::CharDevice => FileType::CharacterDevice,
+            FileKind::BlockDevice => FileType::BlockDevice,
+            FileKind::File | FileKind::Dir => return Ok(()),
+        };
+        let (major, minor) = (
+            (attr.rdev >> 8) & 0xfff,
+            (attr.rdev & 0xff) | ((attr.rdev >> 12) & 0xf_ff00),
+        );
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(CWD, target, kind, Mode::from_raw_mode(0o600), device)?;
+        self.summary.others += 1;
+        Ok(())
+    }
+
+    /// Sets owner, attributes, mode and times, in this order: each may change the ones before.
+    fn properties(&mut self, node: &Node, target: &Path) {
+        let attr = &node.attr;
+        let owner = (Uid::from_raw(attr.uid), Gid::from_raw(attr.gid));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        let chown = rustix::fs::chownat(CWD, target, Some(owner.0), Some(owner.1), flags);
+        self.count("owners", chown);
+        match self.volume.xattrs(node) {
+            Ok(xattrs) => {
+                for (name, value) in xattrs {
+                    let name = OsStr::from_bytes(&name);
+                    let set = rustix::fs::lsetxattr(target, name, &value, XattrFlags::empty());
+                    self.count("extended attributes", set);
+                }
+            }
+            Err(error) => self.problem(target, error),
+        }
+        if attr.kind != FileKind::Symlink {
+            let mode = Mode::from_raw_mode(attr.perm & 0o7777);
+            let chmod = rustix::fs::chmodat(CWD, target, mode, AtFlags::empty());
+            self.count("permissions", chmod);
+        }
+        let times = rustix::fs::utimensat(CWD, target, &timestamps(attr), flags);
+        self.count("times", times);
+    }
+
+    fn count(&mut self, what: &'static str, result: rustix::io::Result<()>) {
+        if result.is_err() {
+            *self.summary.lost.entry(what).or_default() += 1;
+        }
+    }
+}
+
+fn timestamps(attr: &Attr) -> Timestamps {
+    let spec = |time: Time| Timespec {
+        tv_sec: time.secs,
+        tv_nsec: i64::from(time.nanos.min(999_999_999)),
+    };
+    Timestamps {
+        last_access: spec(attr.atime),
+        last_modification: spec(attr.mtime),
+    }
+}
+
+/// Whether there is an empty directory, not a link to one.
+fn is_empty(path: &Path) -> bool {
+    let is_dir = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
+    is_dir && std::fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
