@@ -11,10 +11,16 @@ use mortar_server::node::bricks::Backend;
 use mortar_server::node::daemon::{self, Options};
 use mortar_server::node::data_dir::DataDir;
 use mortar_server::node::stores::FileStores;
+use mortar_server::offline;
 
 /// Mortar's node daemon: serves bricks and the control plane.
 #[derive(Parser, Debug)]
-#[command(name = "mortard", version, about)]
+#[command(
+    name = "mortard",
+    version,
+    about,
+    after_help = "`mortard brick ...` looks into bricks without a daemon: see `mortard brick --help`."
+)]
 struct Arguments {
     /// Directory of this node's identity, certificates and control plane (made if it is not there)
     #[arg(long, value_name = "DIR")]
@@ -62,6 +68,10 @@ fn end_on_panic() {
 }
 
 fn main() -> ExitCode {
+    let words = || std::env::args_os().skip(1);
+    if words().next().is_some_and(|word| word == "brick") {
+        return offline::run(offline::Args::parse_from(words()));
+    }
     let arguments = Arguments::parse();
     start_log(arguments.log_level);
     end_on_panic();

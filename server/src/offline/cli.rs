@@ -17,7 +17,7 @@ use crate::device::Engine;
 
 /// Looks into bricks without a running daemon. Devices are only read.
 #[derive(Parser, Debug)]
-#[command(name = "mortard brick")]
+#[command(name = "mortard brick", bin_name = "mortard brick", version)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -93,6 +93,13 @@ enum Failure {
 
 /// Runs a command. Exit code 0: done and sound; 1: problems were found; 2: it could not be done.
 pub fn run(args: Args) -> ExitCode {
+    // Damaged metadata can make the tree's library panic; that is caught and reported as damage.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !crate::guard::is_caught() {
+            report(info);
+        }
+    }));
     let mut out = io::stdout().lock();
     let mut err = io::stderr().lock();
     match execute(args.command, &mut out, &mut err) {

@@ -43,7 +43,7 @@ pub(super) fn facts(brick: &Brick) -> Value {
         "shard_size": block.shard_size,
         "brick": block.brick.to_string(),
         "node": block.node.to_string(),
-        "run": block.run.to_string(),
+        "runs": block.runs.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "boot": block.boot.to_string(),
         "clean": block.clean,
         "deleted": block.deleted,
@@ -64,6 +64,7 @@ pub(super) fn facts(brick: &Brick) -> Value {
 pub(super) fn lines(brick: &Brick) -> Vec<String> {
     let (block, store) = (brick.store.superblock(), &brick.store);
     let space = store.space();
+    let last_run = block.runs.last().copied().unwrap_or_default();
     let yes = |flag: bool| if flag { "yes" } else { "no" };
     let mut lines = vec![
         format!(
@@ -87,7 +88,7 @@ pub(super) fn lines(brick: &Brick) -> Vec<String> {
         ),
         format!(
             "Last run      {}, stopped cleanly: {}",
-            block.run,
+            last_run,
             yes(block.clean)
         ),
         format!(
