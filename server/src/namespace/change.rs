@@ -11,7 +11,7 @@ use mortar_protocol::limits::{BLOCK, MAX_FILE_SIZE, MAX_INLINE};
 use super::acl::{self, Acl};
 use super::lookup::shown_cut;
 use super::records::{self, HandTime};
-use super::working::Working;
+use super::working::{OPEN, Working};
 use super::{Context, Executed, State, access, xattr};
 
 /// Most operations of one request.
@@ -611,7 +611,7 @@ pub(super) fn blocks_beyond(work: &Working<'_>, id: InodeId, size: u64) -> Resul
         let from = size.saturating_sub(u64::from(shard).saturating_mul(shard_size));
         if from < shard_size {
             let object = Object { id, shard };
-            blocks += work.allocated(object, from.div_ceil(BLOCK), u64::MAX / BLOCK)?;
+            blocks += work.allocated(object, from.div_ceil(BLOCK), OPEN)?;
         }
     }
     Ok(blocks * (BLOCK / 512))

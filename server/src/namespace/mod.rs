@@ -10,10 +10,14 @@ mod change;
 mod data;
 mod locks;
 mod lookup;
+#[cfg(test)]
+mod memory;
 mod orphans;
 mod parts;
 mod readdir;
 pub mod records;
+#[cfg(test)]
+mod tests;
 mod txn;
 mod working;
 mod xattr;
@@ -118,9 +122,10 @@ pub enum ReadAnswer {
     },
 }
 
-/// Bytes that ordinary writers leave free: for unlink, metadata and overwriting. 1/50 of the brick, 4 MiB to 1 GiB.
+/// Bytes that ordinary writers leave free, beside what the store keeps back for unlink, metadata and overwriting: a
+/// cushion for requests under way. 1/128 of the brick, 1 to 256 MiB.
 pub fn reserve(space: &Space) -> u64 {
-    (space.total / 50).clamp(4 << 20, 1 << 30)
+    (space.total / 128).clamp(1 << 20, 256 << 20)
 }
 
 /// Decides a numbered operation. `body` holds the bytes of its writes.

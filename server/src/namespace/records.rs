@@ -197,6 +197,8 @@ pub struct Inode {
     pub size: u64,
     /// Allocated blocks of 512 bytes, on all sets.
     pub blocks: u64,
+    /// The allocated blocks (4 KiB) of shard 0 are exactly its first so many, if known: then nobody has to count them.
+    pub dense: Option<u32>,
     /// Last access.
     pub atime: Time,
     /// Last change of the contents.
@@ -244,6 +246,7 @@ impl Inode {
             nlink: if kind == FileKind::Dir { 2 } else { 0 },
             size: 0,
             blocks: 0,
+            dense: Some(0),
             atime: time,
             mtime: time,
             ctime: time,

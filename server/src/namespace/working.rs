@@ -16,6 +16,11 @@ use super::{Context, Executed, State, reserve};
 
 /// Units of `st_blocks` in an allocation block.
 const SECTORS: i64 = (BLOCK / 512) as i64;
+/// The block behind every object's last: an open end.
+pub(super) const OPEN: u64 = u64::MAX / BLOCK;
+
+/// Ranges of blocks by their start: end, and whether they are allocated.
+type Ranges = BTreeMap<u64, (u64, bool)>;
 
 /// A record that is read once, changed in memory and encoded at the end.
 struct Slot<T> {
@@ -45,7 +50,8 @@ pub(super) struct Working<'a> {
     inodes: BTreeMap<InodeId, Slot<Inode>>,
     parts: BTreeMap<InodeId, Slot<DirPart>>,
     counters: Option<Slot<Counters>>,
-    extents: BTreeMap<Object, BTreeMap<u64, (u64, bool)>>,
+    extents: BTreeMap<Object, Ranges>,
+    written: BTreeSet<Object>,
     data: Vec<Effect>,
     body: Bytes,
     extra: Vec<u8>,
@@ -71,6 +77,7 @@ impl<'a> Working<'a> {
             parts: BTreeMap::new(),
             counters: None,
             extents: BTreeMap::new(),
+            written: BTreeSet::new(),
             data: Vec::new(),
             body: Bytes::new(),
             extra: Vec::new(),
@@ -312,9 +319,12 @@ impl<'a> Working<'a> {
     pub(super) fn allocated(&self, object: Object, start: u64, end: u64) -> Result<u64, Fault> {
         let base = |from: u64, to: u64| match from < to {
             true => {
-                let from = from.saturating_mul(BLOCK);
-                let len = to.saturating_mul(BLOCK).saturating_sub(from);
-                self.state.allocated(object, from, len)
+                let len = match to {
+                    OPEN => u64::MAX,
+                    _ => (to - from).saturating_mul(BLOCK),
+                };
+                self.state
+                    .allocated(object, from.saturating_mul(BLOCK), len)
             }
             false => Ok(0),
         };
@@ -333,7 +343,7 @@ impl<'a> Working<'a> {
 
     /// Whether this operation has changed an object's data.
     pub(super) fn is_written(&self, object: Object) -> bool {
-        self.extents.contains_key(&object)
+        self.written.contains(&object)
     }
 
     /// Notes that all blocks of `[start, end)` are allocated now (or none is), and gives the difference.
@@ -344,8 +354,12 @@ impl<'a> Working<'a> {
         end: u64,
         allocated: bool,
     ) -> Result<i64, Fault> {
+        self.written.insert(object);
         if start >= end {
             return Ok(0);
+        }
+        if let Some(difference) = self.account_dense(object, start, end, allocated)? {
+            return Ok(difference);
         }
         let before = self.allocated(object, start, end)?;
         let ranges = self.extents.entry(object).or_default();
@@ -364,8 +378,47 @@ impl<'a> Working<'a> {
             }
         }
         ranges.insert(start, (end, allocated));
+        if object.shard == 0
+            && start == 0
+            && end == OPEN
+            && let Some(inode) = &mut self.load_inode(object.id)?.now
+        {
+            inode.dense = Some(0);
+        }
         let after = if allocated { end - start } else { 0 };
         Ok(after as i64 - before as i64)
+    }
+
+    /// The same by arithmetic, where the inode says that shard 0 has no holes.
+    fn account_dense(
+        &mut self,
+        object: Object,
+        start: u64,
+        end: u64,
+        allocated: bool,
+    ) -> Result<Option<i64>, Fault> {
+        if object.shard > 0 {
+            return Ok(None);
+        }
+        let Some(inode) = &mut self.load_inode(object.id)?.now else {
+            return Ok(None);
+        };
+        let Some(dense) = inode.dense else {
+            return Ok(None);
+        };
+        let have = u64::from(dense);
+        let then = match allocated {
+            true if start <= have => u32::try_from(end.max(have)).ok(),
+            false if end >= have => u32::try_from(start.min(have)).ok(),
+            _ => None,
+        };
+        inode.dense = then;
+        if let Some(then) = then {
+            return Ok(Some(i64::from(then) - i64::from(dense)));
+        }
+        let ranges = Ranges::from([(0, (have, true)), (have, (OPEN, false))]);
+        self.extents.insert(object, ranges);
+        Ok(None)
     }
 
     /// Writes `len` bytes at `at` of the operation's body. Gives the change of `st_blocks`, as all of these do.
@@ -433,7 +486,7 @@ impl<'a> Working<'a> {
         });
         let end = match offset.checked_add(len) {
             Some(end) if len != u64::MAX => end / BLOCK,
-            _ => u64::MAX / BLOCK,
+            _ => OPEN,
         };
         Ok(self.account(object, offset.div_ceil(BLOCK), end, false)? * SECTORS)
     }
