@@ -27,7 +27,10 @@ pub(crate) struct Admin {
 }
 
 fn resolve(server: &str) -> Result<Vec<SocketAddr>, String> {
-    let with_port = if server.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) {
+    let with_port = if server
+        .rsplit_once(':')
+        .is_some_and(|(_, port)| port.parse::<u16>().is_ok())
+    {
         server.to_owned()
     } else {
         format!("{server}:24007")
@@ -36,7 +39,11 @@ fn resolve(server: &str) -> Result<Vec<SocketAddr>, String> {
         .to_socket_addrs()
         .map_err(|err| format!("{server}: {err}"))?
         .collect();
-    if addrs.is_empty() { Err(format!("{server} has no address")) } else { Ok(addrs) }
+    if addrs.is_empty() {
+        Err(format!("{server} has no address"))
+    } else {
+        Ok(addrs)
+    }
 }
 
 impl Admin {
@@ -53,9 +60,15 @@ impl Admin {
         let credentials = credentials::find(&addrs).map_err(|err| err.to_string())?;
         let transport = {
             let _inside = runtime.enter();
-            QuicTransport::new(&credentials, runtime.handle()).map_err(|err| format!("transport: {err}"))?
+            QuicTransport::new(&credentials, runtime.handle())
+                .map_err(|err| format!("transport: {err}"))?
         };
-        Ok(Self { runtime, transport, addrs, server: server.to_owned() })
+        Ok(Self {
+            runtime,
+            transport,
+            addrs,
+            server: server.to_owned(),
+        })
     }
 
     /// Asks and waits for the answer.
@@ -63,16 +76,20 @@ impl Admin {
     /// # Errors
     /// One line for a person, if the daemon does not answer.
     pub(crate) fn ask(&self, request: AdminRequest) -> Result<AdminReply, String> {
-        let frame = Frame::new(&Request::Admin(request), Bytes::new()).map_err(|err| err.to_string())?;
+        let frame =
+            Frame::new(&Request::Admin(request), Bytes::new()).map_err(|err| err.to_string())?;
         let limit = COMMAND;
         let answer = self.runtime.block_on(async {
             let call = self.transport.call(NodeId(0), &self.addrs, frame);
             tokio::time::timeout(limit, call).await
         });
         match answer {
-            Ok(Ok(frame)) => frame
-                .message()
-                .map_err(|err| format!("{} answered something this version cannot read: {err}", self.server)),
+            Ok(Ok(frame)) => frame.message().map_err(|err| {
+                format!(
+                    "{} answered something this version cannot read: {err}",
+                    self.server
+                )
+            }),
             Ok(Err(Lost::Rejected)) => Err(format!(
                 "{} refused this user's certificate: run as root or as the daemon's user on one of its nodes",
                 self.server

@@ -12,6 +12,9 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
         .filter(|path| path.exists())
         .unwrap_or_else(|| "mortard".into());
     let err = Command::new(&beside).arg("brick").args(args).exec();
-    eprintln!("mortar: {} cannot be run: {err} (it must lie beside mortar or in PATH)", beside.display());
+    eprintln!(
+        "mortar: {} cannot be run: {err} (it must lie beside mortar or in PATH)",
+        beside.display()
+    );
     ExitCode::FAILURE
 }

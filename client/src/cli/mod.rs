@@ -56,7 +56,11 @@ enum Command {
 pub(crate) fn server_address(given: Option<&str>) -> String {
     given
         .map(str::to_owned)
-        .or_else(|| std::env::var("MORTAR_SERVER").ok().filter(|text| !text.is_empty()))
+        .or_else(|| {
+            std::env::var("MORTAR_SERVER")
+                .ok()
+                .filter(|text| !text.is_empty())
+        })
         .unwrap_or_else(|| "127.0.0.1:24007".to_owned())
 }
 

@@ -61,13 +61,32 @@ fn command(server: &str, script: bool, words: &[String]) -> Result<String, Faile
         "start" => {
             let volume = name().ok_or_else(|| usage("start <VOLNAME> [force]"))?;
             let force = rest.get(1).is_some_and(|word| word == "force");
-            simple(server, "start", &volume, AdminRequest::Start { volume: volume.clone(), force })
+            simple(
+                server,
+                "start",
+                &volume,
+                AdminRequest::Start {
+                    volume: volume.clone(),
+                    force,
+                },
+            )
         }
         "stop" => {
             let volume = name().ok_or_else(|| usage("stop <VOLNAME> [force]"))?;
             let force = rest.get(1).is_some_and(|word| word == "force");
-            confirm(script, "Stopping volume will make its data inaccessible. Do you want to continue? (y/n) ")?;
-            simple(server, "stop", &volume, AdminRequest::Stop { volume: volume.clone(), force })
+            confirm(
+                script,
+                "Stopping volume will make its data inaccessible. Do you want to continue? (y/n) ",
+            )?;
+            simple(
+                server,
+                "stop",
+                &volume,
+                AdminRequest::Stop {
+                    volume: volume.clone(),
+                    force,
+                },
+            )
         }
         "delete" => {
             let volume = name().ok_or_else(|| usage("delete <VOLNAME>"))?;
@@ -75,7 +94,14 @@ fn command(server: &str, script: bool, words: &[String]) -> Result<String, Faile
                 script,
                 "Deleting volume will erase all information about the volume. Do you want to continue? (y/n) ",
             )?;
-            simple(server, "delete", &volume, AdminRequest::Delete { volume: volume.clone() })
+            simple(
+                server,
+                "delete",
+                &volume,
+                AdminRequest::Delete {
+                    volume: volume.clone(),
+                },
+            )
         }
         "set" => set(server, rest),
         "get" => get(server, rest),
@@ -87,7 +113,9 @@ fn command(server: &str, script: bool, words: &[String]) -> Result<String, Faile
                 Err(message) => Err(format!("volume reset: failed: {message}")),
             }
         }
-        other => Err(format!("unrecognized word: {other} (position 1)\nSee `mortar volume help`.")),
+        other => Err(format!(
+            "unrecognized word: {other} (position 1)\nSee `mortar volume help`."
+        )),
     }
 }
 
@@ -102,7 +130,9 @@ fn ask(server: &str, request: AdminRequest) -> Result<Result<AdminReply, Failed>
 fn simple(server: &str, verb: &str, volume: &str, request: AdminRequest) -> Result<String, Failed> {
     match ask(server, request)? {
         Ok(AdminReply::Notes(lines)) => {
-            let mut text = lines.iter().fold(String::new(), |text, line| text + line + "\n");
+            let mut text = lines
+                .iter()
+                .fold(String::new(), |text, line| text + line + "\n");
             let _ = writeln!(text, "volume {verb}: {volume}: success");
             Ok(text)
         }
@@ -130,7 +160,9 @@ fn create(server: &str, rest: &[String]) -> Result<String, Failed> {
     let request = words::create(rest)?;
     let name = request.name.clone();
     match ask(server, AdminRequest::Create(request))? {
-        Ok(_) => Ok(format!("volume create: {name}: success: please start the volume to access data\n")),
+        Ok(_) => Ok(format!(
+            "volume create: {name}: success: please start the volume to access data\n"
+        )),
         Err(message) => Err(format!("volume create: {name}: failed: {message}")),
     }
 }
@@ -149,7 +181,9 @@ fn list(server: &str) -> Result<String, Failed> {
         // As gluster: on standard error, with exit code 0.
         eprintln!("No volumes present in cluster");
     }
-    Ok(found.iter().fold(String::new(), |text, volume| text + &volume.name + "\n"))
+    Ok(found
+        .iter()
+        .fold(String::new(), |text, volume| text + &volume.name + "\n"))
 }
 
 fn info(server: &str, volume: Option<String>) -> Result<String, Failed> {
@@ -203,10 +237,14 @@ fn info_text(volume: &VolumeInfo) -> String {
     text
 }
 
-const RULE: &str = "------------------------------------------------------------------------------\n";
+const RULE: &str =
+    "------------------------------------------------------------------------------\n";
 
 fn status(server: &str, rest: &[String]) -> Result<String, Failed> {
-    let name = rest.first().filter(|word| *word != "all" && *word != "detail").cloned();
+    let name = rest
+        .first()
+        .filter(|word| *word != "all" && *word != "detail")
+        .cloned();
     let detail = rest.iter().any(|word| word == "detail");
     let names = match name {
         Some(name) => vec![name],
@@ -215,8 +253,9 @@ fn status(server: &str, rest: &[String]) -> Result<String, Failed> {
             if found.is_empty() {
                 eprintln!("No volumes present");
             }
-            let (started, other): (Vec<_>, Vec<_>) =
-                found.into_iter().partition(|volume| volume.state == VolumeState::Started);
+            let (started, other): (Vec<_>, Vec<_>) = found
+                .into_iter()
+                .partition(|volume| volume.state == VolumeState::Started);
             for volume in other {
                 eprintln!("Volume {} is not started", volume.name);
             }
@@ -226,7 +265,11 @@ fn status(server: &str, rest: &[String]) -> Result<String, Failed> {
     let mut text = String::new();
     for volume in names {
         match ask(server, AdminRequest::Status { volume })? {
-            Ok(AdminReply::Status { volume, bricks, clients }) => {
+            Ok(AdminReply::Status {
+                volume,
+                bricks,
+                clients,
+            }) => {
                 text.push_str(&if detail {
                     detail_text(&volume, &bricks)
                 } else {
@@ -297,11 +340,28 @@ fn detail_text(volume: &VolumeInfo, bricks: &[BrickStatus]) -> String {
         let mut line = |key: &str, value: String| {
             let _ = writeln!(text, "{key:<21}: {value:<20}");
         };
-        line("Brick", format!("Brick {}:{}", brick.spec.host, brick.spec.path));
-        line("TCP Port", if brick.online { brick.port.to_string() } else { "N/A".into() });
+        line(
+            "Brick",
+            format!("Brick {}:{}", brick.spec.host, brick.spec.path),
+        );
+        line(
+            "TCP Port",
+            if brick.online {
+                brick.port.to_string()
+            } else {
+                "N/A".into()
+            },
+        );
         line("RDMA Port", "0".into());
         line("Online", if brick.online { "Y" } else { "N" }.into());
-        line("Pid", if brick.online { brick.pid.to_string() } else { "N/A".into() });
+        line(
+            "Pid",
+            if brick.online {
+                brick.pid.to_string()
+            } else {
+                "N/A".into()
+            },
+        );
         line("In sync", if brick.in_sync { "Y" } else { "N" }.into());
         line("File System", "mortar".into());
         if let Some(space) = &brick.space {
@@ -326,11 +386,15 @@ fn set(server: &str, rest: &[String]) -> Result<String, Failed> {
     if pairs.is_empty() || pairs.len() % 2 != 0 {
         return Err("\nUsage:\nvolume set <VOLNAME> <KEY> <VALUE>".to_owned());
     }
-    let options = pairs.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect();
+    let options = pairs
+        .chunks(2)
+        .map(|pair| (pair[0].clone(), pair[1].clone()))
+        .collect();
     match ask(server, AdminRequest::Set { volume, options })? {
-        Ok(AdminReply::Notes(lines)) => {
-            Ok(lines.iter().fold(String::new(), |text, line| text + line + "\n") + "volume set: success\n")
-        }
+        Ok(AdminReply::Notes(lines)) => Ok(lines
+            .iter()
+            .fold(String::new(), |text, line| text + line + "\n")
+            + "volume set: success\n"),
         Ok(_) => Ok("volume set: success\n".to_owned()),
         Err(message) => Err(format!("volume set: failed: {message}")),
     }
@@ -364,18 +428,30 @@ fn get(server: &str, rest: &[String]) -> Result<String, Failed> {
         Some(value) => value.clone(),
         None => format!("{default} (DEFAULT)"),
     };
-    let mut text = format!("{:<40} {:<40}\n{:<40} {:<40}\n", "Option", "Value", "------", "-----");
+    let mut text = format!(
+        "{:<40} {:<40}\n{:<40} {:<40}\n",
+        "Option", "Value", "------", "-----"
+    );
     let wanted: Vec<_> = if key == "all" {
         OPTIONS.iter().collect()
     } else {
         options::find(key).into_iter().collect()
     };
     if wanted.is_empty() {
-        let hint = options::nearest(key).map(|name| format!("\nDid you mean {name}?")).unwrap_or_default();
-        return Err(format!("volume get option: failed: option : {key} does not exist{hint}"));
+        let hint = options::nearest(key)
+            .map(|name| format!("\nDid you mean {name}?"))
+            .unwrap_or_default();
+        return Err(format!(
+            "volume get option: failed: option : {key} does not exist{hint}"
+        ));
     }
     for option in wanted {
-        let _ = writeln!(text, "{:<40} {:<40}", option.name, value(option.name, option.default));
+        let _ = writeln!(
+            text,
+            "{:<40} {:<40}",
+            option.name,
+            value(option.name, option.default)
+        );
     }
     Ok(text)
 }

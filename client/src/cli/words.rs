@@ -10,13 +10,20 @@ pub(crate) const CREATE_USAGE: &str = "\nUsage:\nvolume create <NEW-VOLNAME> [re
 
 /// Splits `HOST:/path` (an IPv6 host stands in brackets).
 pub(crate) fn brick_spec(word: &str) -> Option<BrickSpec> {
-    let at = if word.starts_with('[') { word.find("]:")? + 1 } else { word.find(':')? };
+    let at = if word.starts_with('[') {
+        word.find("]:")? + 1
+    } else {
+        word.find(':')?
+    };
     let (host, path) = (&word[..at], &word[at + 1..]);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     if host.is_empty() || !path.starts_with('/') || path.len() < 2 {
         return None;
     }
-    Some(BrickSpec { host: host.to_owned(), path: path.trim_end_matches('/').to_owned() })
+    Some(BrickSpec {
+        host: host.to_owned(),
+        path: path.trim_end_matches('/').to_owned(),
+    })
 }
 
 /// Parses what follows `volume create`.
@@ -41,7 +48,10 @@ pub(crate) fn create(words: &[String]) -> Result<CreateVolume, String> {
     while let Some(word) = words.next() {
         match word {
             "replica" if request.bricks.is_empty() => {
-                let copies = words.next().and_then(|word| word.parse().ok()).filter(|n| (2..=16).contains(n));
+                let copies = words
+                    .next()
+                    .and_then(|word| word.parse().ok())
+                    .filter(|n| (2..=16).contains(n));
                 let copies = copies.ok_or("replica count should be greater than 1")?;
                 request.kind = SetKind::Replicate { copies };
             }
@@ -54,7 +64,12 @@ pub(crate) fn create(words: &[String]) -> Result<CreateVolume, String> {
             }
             "transport" => match words.next() {
                 Some("tcp" | "udp" | "quic") => {}
-                other => return Err(format!("wrong transport type {}; Mortar speaks QUIC only", other.unwrap_or(""))),
+                other => {
+                    return Err(format!(
+                        "wrong transport type {}; Mortar speaks QUIC only",
+                        other.unwrap_or("")
+                    ));
+                }
             },
             "--brick-size" => {
                 let size = words.next().and_then(options::size);
@@ -67,11 +82,19 @@ pub(crate) fn create(words: &[String]) -> Result<CreateVolume, String> {
             }
             word => match brick_spec(word) {
                 Some(brick) => request.bricks.push(brick),
-                None => return Err(format!("Wrong brick type: {word}, use <HOSTNAME>:<export-dir-abs-path>")),
+                None => {
+                    return Err(format!(
+                        "Wrong brick type: {word}, use <HOSTNAME>:<export-dir-abs-path>"
+                    ));
+                }
             },
         }
     }
-    if request.bricks.is_empty() { Err(usage()) } else { Ok(request) }
+    if request.bricks.is_empty() {
+        Err(usage())
+    } else {
+        Ok(request)
+    }
 }
 
 #[cfg(test)]
@@ -84,9 +107,18 @@ mod tests {
 
     #[test]
     fn create_is_parsed() {
-        let request = create(&words("v replica 3 h:/a [::1]:/b h:/c/ --brick-size 2G force")).unwrap();
+        let request = create(&words(
+            "v replica 3 h:/a [::1]:/b h:/c/ --brick-size 2G force",
+        ))
+        .unwrap();
         assert_eq!(request.kind, SetKind::Replicate { copies: 3 });
-        assert_eq!(request.bricks[1], BrickSpec { host: "::1".into(), path: "/b".into() });
+        assert_eq!(
+            request.bricks[1],
+            BrickSpec {
+                host: "::1".into(),
+                path: "/b".into()
+            }
+        );
         assert_eq!(request.bricks[2].path, "/c");
         assert_eq!(request.brick_size, Some(2 << 30));
         assert!(request.force);
@@ -96,8 +128,16 @@ mod tests {
     fn nonsense_is_refused() {
         assert_eq!(create(&words("bad/name h:/a")).unwrap_err(), CREATE_USAGE);
         assert_eq!(create(&[]).unwrap_err(), CREATE_USAGE);
-        assert!(create(&words("v h:relative")).unwrap_err().starts_with("Wrong brick type"));
-        assert!(create(&words("v disperse 3 h:/a")).unwrap_err().contains("not built yet"));
+        assert!(
+            create(&words("v h:relative"))
+                .unwrap_err()
+                .starts_with("Wrong brick type")
+        );
+        assert!(
+            create(&words("v disperse 3 h:/a"))
+                .unwrap_err()
+                .contains("not built yet")
+        );
         assert!(create(&words("v replica 1 h:/a")).is_err());
     }
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 /// The project's own sources, else another tree that a Linux machine has.
 fn source_tree() -> Option<PathBuf> {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned);
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .map(Path::to_owned);
     own.into_iter()
         .filter(|dir| dir.join("Cargo.toml").exists())
         .chain(["/usr/include", "/usr/share/doc", "/etc"].map(PathBuf::from))
@@ -72,11 +74,18 @@ fn walk(dir: &Path, skip: &[&str], out: &mut Vec<PathBuf>) -> std::io::Result<()
 pub(crate) fn copy_and_verify(mount: &Path, stop: &AtomicBool) -> Result<Option<String>, String> {
     let source = source_tree().ok_or("no tree to copy was found")?;
     let mut files = Vec::new();
-    walk(&source, &["target", ".git"], &mut files).map_err(|err| format!("{}: {err}", source.display()))?;
+    walk(&source, &["target", ".git"], &mut files)
+        .map_err(|err| format!("{}: {err}", source.display()))?;
     files.sort();
     let terminal = std::io::stdout().is_terminal();
     let target = mount.join("copy");
-    let mut progress = Progress { start: now(), shown: now(), files: 0, bytes: 0, terminal };
+    let mut progress = Progress {
+        start: now(),
+        shown: now(),
+        files: 0,
+        bytes: 0,
+        terminal,
+    };
     let mut hashes = Vec::with_capacity(files.len());
     for path in &files {
         if stop.load(Ordering::SeqCst) {
@@ -102,7 +111,10 @@ pub(crate) fn copy_and_verify(mount: &Path, stop: &AtomicBool) -> Result<Option<
         }
         let data = fs::read(path).map_err(|err| format!("{}: {err}", path.display()))?;
         if blake3::hash(&data) != *hash {
-            return Err(format!("{}: what was read differs from what was written", path.display()));
+            return Err(format!(
+                "{}: what was read differs from what was written",
+                path.display()
+            ));
         }
     }
     Ok(Some(format!(

@@ -54,7 +54,10 @@ fn watch_signals(stop: &Arc<AtomicBool>) {
     let stop = stop.clone();
     let (ready, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+        else {
             return;
         };
         runtime.block_on(async {
@@ -113,7 +116,10 @@ fn demo(args: &DemoArgs, stop: &AtomicBool) -> Result<(), String> {
 
     println!("Mortar demo in {}", place.root().display());
     let running = start_daemon(&mortard, &place, &server)?;
-    println!("  started mortard (pid {}) on {server}", running.daemon.id());
+    println!(
+        "  started mortard (pid {}) on {server}",
+        running.daemon.id()
+    );
     let running = make_volume(&exe, &place, &server, running, stop)?;
     println!("  mounted it on {}", place.mount().display());
     let result = copy::copy_and_verify(place.mount(), stop);
@@ -145,7 +151,12 @@ fn start_daemon(mortard: &Path, place: &Place, server: &str) -> Result<Running, 
     let daemon = Command::new(mortard)
         .arg("--data-dir")
         .arg(place.root().join("data"))
-        .args(["--listen", server, "--api", &format!("127.0.0.1:{}", free_port()?)])
+        .args([
+            "--listen",
+            server,
+            "--api",
+            &format!("127.0.0.1:{}", free_port()?),
+        ])
         .stdin(Stdio::null())
         .stdout(log)
         .stderr(errors)
@@ -153,7 +164,10 @@ fn start_daemon(mortard: &Path, place: &Place, server: &str) -> Result<Running, 
         .spawn()
         .map_err(|err| format!("{} cannot be started: {err}", mortard.display()))?;
     place.note_daemon(daemon.id());
-    Ok(Running { daemon, mounted: None })
+    Ok(Running {
+        daemon,
+        mounted: None,
+    })
 }
 
 fn make_volume(
@@ -190,8 +204,14 @@ fn make_volume(
         }
         std::thread::park_timeout(Duration::from_millis(100));
     }
-    let bricks: Vec<String> =
-        (1..=3).map(|n| format!("127.0.0.1:{}", place.root().join(format!("brick{n}")).display())).collect();
+    let bricks: Vec<String> = (1..=3)
+        .map(|n| {
+            format!(
+                "127.0.0.1:{}",
+                place.root().join(format!("brick{n}")).display()
+            )
+        })
+        .collect();
     let mut create = vec!["volume", "create", "demo", "replica", "3"];
     create.extend(bricks.iter().map(String::as_str));
     create.extend(["--brick-size", "1G", "force"]);
@@ -199,8 +219,14 @@ fn make_volume(
     mortar(&["volume", "start", "demo"])?;
     println!("  created volume 'demo': three copies of everything, in three sparse files of 1 GiB");
     let port = server.rsplit(':').next().unwrap_or_default();
-    let options = format!("server-port={port},log-file={}", place.root().join("mount.log").display());
-    let dir = place.mount().to_str().ok_or("the mount point's path is not UTF-8")?;
+    let options = format!(
+        "server-port={port},log-file={}",
+        place.root().join("mount.log").display()
+    );
+    let dir = place
+        .mount()
+        .to_str()
+        .ok_or("the mount point's path is not UTF-8")?;
     running.mounted = Some(place.mount().to_owned());
     mortar(&["mount", "127.0.0.1:/demo", dir, "-o", &options])?;
     Ok(running)
