@@ -77,7 +77,7 @@ pub enum Fault {
     /// The operation was decided and refused.
     Refused(Errno),
     /// This brick is not the primary of its set in this view; ask there. `None`: no view is known yet, ask again.
-    NotPrimary(Option<View>),
+    NotPrimary(Option<Box<View>>),
     /// The set does not serve at the moment (opening, view change, too few members); ask again.
     NotServing,
     /// The brick is not on this node.

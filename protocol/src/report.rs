@@ -38,6 +38,7 @@ pub struct MemberRuns {
 
 /// What a brick reports.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[allow(clippy::large_enum_variant)] // few, short-lived, mostly the large one
 pub enum BrickEvent {
     /// A new run has opened the brick. Repeated until a view arrives.
     Started {

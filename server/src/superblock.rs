@@ -118,13 +118,13 @@ impl Geometry {
             && self.size >= MIN_SIZE
             && self.wal.offset >= AREA_ALIGN
             && RING_SIZES.contains(&self.wal.len)
-            && self.wal.len % RING_ALIGN == 0
+            && self.wal.len.is_multiple_of(RING_ALIGN)
             && self.wal.end() <= self.chunk_map.offset
             && self.chunk_map.len > 0
             && self.chunk_map.end() <= self.extents.offset
             && parts.iter().all(|part| part.offset % AREA_ALIGN == 0)
             && self.extents.len > 0
-            && self.extents.len % 4096 == 0
+            && self.extents.len.is_multiple_of(4096)
             && self.extents.end() <= self.size
     }
 }

@@ -5,8 +5,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::Side;
 use crate::backing::{Backing, run};
+use crate::{Side, pause};
 
 const ADDRESS: &str = "10.77.0.1";
 
@@ -93,7 +93,7 @@ impl Gluster {
             if tries > 20 {
                 return Err(err);
             }
-            std::thread::sleep(std::time::Duration::from_millis(500));
+            pause(std::time::Duration::from_millis(500));
         }
         side.inside(&["gluster", "--mode=script", "volume", "start", "bench"])?;
         side.inside(&[

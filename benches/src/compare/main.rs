@@ -20,6 +20,12 @@ use backing::Backing;
 use report::Report;
 use workload::{Scale, Workload};
 
+/// Waits between two tries of a command.
+#[allow(clippy::disallowed_methods)] // a measuring program waits on real processes in real time
+pub(crate) fn pause(span: std::time::Duration) {
+    std::thread::sleep(span);
+}
+
 /// A side of the comparison: one mounted volume.
 pub(crate) trait Side {
     /// Name in the table.

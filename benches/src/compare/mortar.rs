@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::Side;
 use crate::backing::{Backing, run};
+use crate::{Side, pause};
 
 /// A mounted replica 3 volume of Mortar; taken down when dropped.
 pub(crate) struct Mortar {
@@ -71,7 +71,7 @@ impl Mortar {
             if tries > 20 {
                 return Err(err);
             }
-            std::thread::sleep(Duration::from_millis(250));
+            pause(Duration::from_millis(250));
         }
         run(&mortar, &["--server", &server, "volume", "start", "bench"])?;
         let mut options = format!(

@@ -98,7 +98,7 @@ fn in_background(args: &MountArgs) -> Result<(), (String, u8)> {
         .and_then(|()| check(args))
         .and_then(|request| {
             start_log(request.options.log_level);
-            serve::serve(&request, |ready| background::report(ready)).map_err(|why| (why, 1))
+            serve::serve(&request, background::report).map_err(|why| (why, 1))
         });
     if let Err((why, _)) = &outcome {
         // Does nothing if the parent was told before: its pipe is gone then.

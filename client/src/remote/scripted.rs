@@ -29,7 +29,7 @@ pub(crate) struct TestEnv {
 }
 
 impl TestEnv {
-    pub(crate) fn new() -> Arc<dyn Env> {
+    pub(crate) fn start() -> Arc<dyn Env> {
         Arc::new(Self {
             start: Instant::now(),
             random: AtomicU64::new(0x9e37_79b9_7f4a_7c15),

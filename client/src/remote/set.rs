@@ -329,7 +329,7 @@ impl Set {
                         body: frame.body,
                     });
                 }
-                Err(Fault::NotPrimary(Some(view))) if self.offer(view.clone()) => {}
+                Err(Fault::NotPrimary(Some(view))) if self.offer((*view).clone()) => {}
                 Err(
                     Fault::NotPrimary(_)
                     | Fault::NotServing

@@ -29,7 +29,7 @@ async fn cluster(
             _ => Act::Reply(Reply::Done),
         }
     });
-    let env = TestEnv::new();
+    let env = TestEnv::start();
     let servers_at = ["127.0.0.1:1".parse().unwrap()];
     let limit = Duration::from_secs(4);
     let cluster = Cluster::connect(env.clone(), servers.clone(), &servers_at, "vol", limit).await;
@@ -116,7 +116,7 @@ async fn requests_follow_the_primary() {
     let (servers, cluster, _env, log) = cluster(|call| match call.brick {
         BrickId(2) => changed(),
         BrickId(3) => Act::Fault(Fault::NotServing),
-        _ => Act::Fault(Fault::NotPrimary(Some(view(0, 2, 3)))),
+        _ => Act::Fault(Fault::NotPrimary(Some(Box::new(view(0, 2, 3))))),
     })
     .await;
     // The answer names one newer view, the control plane a newer one still.
@@ -184,7 +184,7 @@ async fn another_session_is_opened_when_one_has_ended() {
             _ => Act::Reply(Reply::Done),
         }
     });
-    let env = TestEnv::new();
+    let env = TestEnv::start();
     let servers_at = ["127.0.0.1:1".parse().unwrap()];
     let cluster = Cluster::connect(env, servers, &servers_at, "vol", Duration::from_secs(4));
     let cluster = cluster.await.unwrap();
@@ -315,7 +315,7 @@ async fn renewal_tells_which_orphans_are_open() {
         _ => Act::Reply(Reply::Done),
     });
     let servers_at = ["127.0.0.1:1".parse().unwrap()];
-    let env = TestEnv::new();
+    let env = TestEnv::start();
     let cluster = Cluster::connect(env, servers, &servers_at, "vol", Duration::from_secs(4));
     let cluster = cluster.await.unwrap();
     let is_open: super::OpenCheck = Arc::new(|id| id == InodeId(5));

@@ -256,7 +256,7 @@ mod tests {
     #[test]
     fn a_sequential_reader_is_read_ahead_of_up_to_the_window() {
         let mut ahead = Ahead::default();
-        let reads: Vec<(u64, u64)> = (0..64).map(|i| (i * 128 << 10, 128 << 10)).collect();
+        let reads: Vec<(u64, u64)> = (0..64).map(|i| ((i * 128) << 10, 128 << 10)).collect();
         let plans = run(&mut ahead, &reads, 100 * MB);
         for pair in plans.windows(2) {
             assert_eq!(pair[0].offset + pair[0].len, pair[1].offset, "no gap");

@@ -585,12 +585,12 @@ async fn check(steps: Vec<Step>) {
                 model.write(offset, &data);
             }
             Step::Truncate(size) => {
-                let size = Some(u64::from(size));
+                let new = Some(u64::from(size));
                 rig.vfs
-                    .setattr(root(), id, SetAttr::default(), size)
+                    .setattr(root(), id, SetAttr::default(), new)
                     .await
                     .unwrap();
-                model.data.resize(size.unwrap() as usize, 0);
+                model.data.resize(size as usize, 0);
             }
             Step::Read(h, offset, len) => {
                 let handle = handles[usize::from(h)];

@@ -305,7 +305,7 @@ mod tests {
     }
 
     /// What planned writes leave in one file, from `base` on.
-    fn paint(ops: &[Planned], file: &mut Vec<u8>) {
+    fn paint(ops: &[Planned], file: &mut [u8]) {
         for op in ops {
             let (shard, offset, data) = match op {
                 Planned::Inline {
@@ -322,7 +322,7 @@ mod tests {
                     data,
                 } => {
                     assert!(data.len() >= STAGE_MIN && data.len() <= STAGE_MAX);
-                    assert!(offset % BLOCK == 0 && data.len() as u64 % BLOCK == 0);
+                    assert!(offset % BLOCK == 0 && (data.len() as u64).is_multiple_of(BLOCK));
                     (shard, offset, data)
                 }
                 _ => continue,

@@ -697,7 +697,7 @@ impl Brick {
     /// What a client is told that asked the wrong brick, or at the wrong time.
     pub(super) fn elsewhere(&self) -> Fault {
         match self.log.view() {
-            Some(view) if !self.log.is_primary() => Fault::NotPrimary(Some(view.clone())),
+            Some(view) if !self.log.is_primary() => Fault::NotPrimary(Some(Box::new(view.clone()))),
             Some(_) => Fault::NotServing,
             None => Fault::NotPrimary(None),
         }

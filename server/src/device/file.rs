@@ -329,7 +329,7 @@ impl Device for FileDevice {
 impl Inner {
     /// The descriptor without a page cache for a transfer that qualifies for it.
     fn direct_for(&self, offset: u64, address: usize, len: usize) -> Option<&File> {
-        let aligned = (offset as usize | address | len) % ALIGNMENT == 0;
+        let aligned = (offset as usize | address | len).is_multiple_of(ALIGNMENT);
         let usable = aligned && len > 0 && self.direct_works.load(Ordering::Relaxed);
         self.direct.as_ref().filter(|_| usable)
     }

@@ -285,7 +285,7 @@ impl Run<'_, '_, '_> {
     fn attach(&mut self, shard: u32, offset: u64, stage: StageId, len: u32) -> Result<(), Fault> {
         let len = u64::from(len);
         let object = self.object(shard, offset, len)?;
-        let aligned = offset % BLOCK == 0 && len % BLOCK == 0 && len > 0;
+        let aligned = offset.is_multiple_of(BLOCK) && len % BLOCK == 0 && len > 0;
         if !aligned || stage.session != self.work.cx.session {
             return Err(Fault::Protocol);
         }

@@ -149,13 +149,15 @@ impl Writer {
         self.store.announce(head.seq);
         self.store.want_checkpoint();
         let mut now = Mono(0);
-        for _ in 0..100_000 {
+        // The checkpoint runs on a worker thread: a generous bound in real time, however busy the machine is.
+        for _ in 0..60_000 {
             now = now.after(std::time::Duration::from_secs(1));
             self.store.poll(now, &mut |_| Vec::new()).unwrap();
             if self.store.applied() == head && !self.store.checkpoint_runs() {
                 return;
             }
-            std::thread::yield_now();
+            #[allow(clippy::disallowed_methods)]
+            std::thread::sleep(std::time::Duration::from_millis(1));
         }
         panic!("the store does not settle");
     }

@@ -374,19 +374,23 @@ impl SetLog {
         for (joiner, peer) in &mut primary.peers {
             let (joiner, run) = (*joiner, peer.run);
             match peer.standing {
-                Standing::CatchingUp if peer.known && !peer.lost && peer.written > Seq(0) => {
-                    if head.0 - peer.written.0.min(head.0) <= NEAR {
-                        peer.standing = Standing::Announcing;
-                        out.push(Action::Make(EntryKind::Joiner(joiner)));
-                        reports.push(BrickEvent::Joining { epoch, joiner, run });
-                    }
+                Standing::CatchingUp
+                    if peer.known
+                        && !peer.lost
+                        && peer.written > Seq(0)
+                        && head.0 - peer.written.0.min(head.0) <= NEAR =>
+                {
+                    peer.standing = Standing::Announcing;
+                    out.push(Action::Make(EntryKind::Joiner(joiner)));
+                    reports.push(BrickEvent::Joining { epoch, joiner, run });
                 }
-                Standing::Announced(at) if peer.flushed >= at => {
+                Standing::Announced(at)
+                    if peer.flushed >= at
                     // Said once when it becomes true, then repeated until a view answers.
-                    if repeat || !peer.proposed {
-                        peer.proposed = true;
-                        reports.push(BrickEvent::Propose { epoch, joiner, run });
-                    }
+                    && (repeat || !peer.proposed) =>
+                {
+                    peer.proposed = true;
+                    reports.push(BrickEvent::Propose { epoch, joiner, run });
                 }
                 Standing::Announced(_) | Standing::Announcing if repeat => {
                     reports.push(BrickEvent::Joining { epoch, joiner, run });

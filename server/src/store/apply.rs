@@ -75,9 +75,9 @@ impl Plan {
     ) -> Result<(), StoreError> {
         let number = block / CHUNK_BLOCKS;
         let at = (block % CHUNK_BLOCKS) as usize;
-        if !self.chunks.contains_key(&(object, number)) {
+        if let std::collections::btree_map::Entry::Vacant(e) = self.chunks.entry((object, number)) {
             let old = reader.chunk(object, number)?;
-            self.chunks.insert((object, number), (old, old));
+            e.insert((old, old));
         }
         let old = self.chunks[&(object, number)].0[at];
         let resolved = reader.resolve(pending, object, block, upto, NEWEST)?;

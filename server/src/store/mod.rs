@@ -669,7 +669,7 @@ impl Store {
             return done(Ok(())); // a repeat; the entry that attaches it checks that it is written
         }
         let count = data.len() as u64 / BLOCK;
-        if data.is_empty() || data.len() as u64 % BLOCK != 0 {
+        if data.is_empty() || !(data.len() as u64).is_multiple_of(BLOCK) {
             return done(Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "a stage is whole blocks",

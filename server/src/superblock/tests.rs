@@ -1,3 +1,5 @@
+//! Superblocks: encoding, choice of the newer copy, damage.
+
 use mortar_protocol::ids::{Epoch, Opening, SetId};
 use mortar_protocol::view::Member;
 

@@ -61,7 +61,9 @@ impl Wal {
         clean: bool,
     ) -> Result<Opened, WalError> {
         let ring = Ring::new(device, region)?;
-        if start.offset % HEADER as u64 != 0 || start.offset.checked_add(ring.len()).is_none() {
+        if !start.offset.is_multiple_of(HEADER as u64)
+            || start.offset.checked_add(ring.len()).is_none()
+        {
             return Err(WalError::Damaged(start.offset));
         }
         let limit = start.offset + ring.len();
@@ -227,18 +229,21 @@ impl<'a> Reader<'a> {
                 };
                 let place = at + slot as u64;
                 match Header::decode(bytes, self.identity) {
-                    Some(header) if header.offset == place && header.cuts >= end.cuts => {
-                        if self.load(place, &header, bytes)? {
-                            mark = mark.max(header.flushed());
-                            next = place + header.record_len();
-                            break;
-                        }
+                    Some(header)
+                        if header.offset == place
+                            && header.cuts >= end.cuts
+                            && self.load(place, &header, bytes)? =>
+                    {
+                        mark = mark.max(header.flushed());
+                        next = place + header.record_len();
+                        break;
                     }
                     // From here on the ring still holds the lap before.
-                    Some(header) if header.offset.checked_add(self.ring.len()) == Some(place) => {
-                        if self.load(place, &header, bytes)? {
-                            return Ok(mark);
-                        }
+                    Some(header)
+                        if header.offset.checked_add(self.ring.len()) == Some(place)
+                            && self.load(place, &header, bytes)? =>
+                    {
+                        return Ok(mark);
                     }
                     _ => {}
                 }

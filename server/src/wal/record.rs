@@ -19,7 +19,7 @@
 
 use bytes::Bytes;
 use mortar_protocol::entry::Entry;
-use mortar_protocol::ids::{Epoch, Pos, Seq, StageId};
+use mortar_protocol::ids::{Epoch, Pos, Seq};
 use serde::{Deserialize, Serialize};
 
 use super::{StageAt, WalPosition};
@@ -170,7 +170,7 @@ pub(super) fn decode_entry(
     header: &Header,
     head: &[u8],
     body: Bytes,
-) -> Option<(Entry, Vec<(StageId, Vec<(u64, u32)>)>)> {
+) -> Option<(Entry, Vec<StageAt>)> {
     let Head { mut entry, stages } = postcard::from_bytes(head).ok()?;
     entry.body = body;
     (entry.pos == header.pos).then_some((entry, stages))

@@ -17,7 +17,8 @@ pub(super) struct Ring {
 
 impl Ring {
     pub(super) fn new(device: Arc<dyn Device>, region: Region) -> io::Result<Self> {
-        let fits = region.len > 0 && region.len % SEGMENT == 0 && region.end() <= device.len();
+        let fits =
+            region.len > 0 && region.len.is_multiple_of(SEGMENT) && region.end() <= device.len();
         if !fits {
             let what = "the WAL region does not fit the device";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, what));

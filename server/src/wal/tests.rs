@@ -1,3 +1,5 @@
+//! The log under restarts, cuts and damage, on simulated disks.
+
 use bytes::Bytes;
 use mortar_protocol::entry::{Effect, EntryKind};
 use mortar_protocol::ids::SessionId;

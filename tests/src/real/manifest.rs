@@ -134,7 +134,7 @@ fn write_round(
     let mut file = File::create_new(&path)?;
     file.write_all(&data)?;
     file.sync_all()?;
-    if next(random) % 3 == 0 {
+    if next(random).is_multiple_of(3) {
         let at = next(random) % len;
         let patch = vec![0xa5; (len - at).min(5_000) as usize];
         file.seek(SeekFrom::Start(at))?;
@@ -144,7 +144,7 @@ fn write_round(
     }
     drop(file);
     let mut kept = path.clone();
-    if next(random) % 4 == 0 {
+    if next(random).is_multiple_of(4) {
         kept = dir.join(format!("r{round}"));
         std::fs::rename(&path, &kept)?;
     }
@@ -155,7 +155,7 @@ fn write_round(
         contents: Some((blake3::hash(&data), len)),
     });
     drop(list);
-    if next(random) % 6 == 0 {
+    if next(random).is_multiple_of(6) {
         // While the removal is under way the file is promised neither way.
         promises.lock().retain(|promise| promise.path != kept);
         std::fs::remove_file(&kept)?;

@@ -1,3 +1,5 @@
+//! Decisions on views, on simulated clusters of bricks and control plane.
+
 use super::cluster::{Cluster, Rng, openings};
 use std::time::Duration;
 

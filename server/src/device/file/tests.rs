@@ -1,3 +1,5 @@
+//! The file device on real files, over both engines.
+
 use std::sync::mpsc;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What the simulated disk promises and what it loses.
+
 use std::collections::BTreeSet;
 use std::sync::mpsc;
 

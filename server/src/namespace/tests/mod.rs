@@ -129,7 +129,7 @@ impl Sets {
     pub(super) fn draw(&mut self, parent: InodeId, name: &[u8]) -> Gfid {
         self.drawn += 1;
         Gfid {
-            id: InodeId(u64::from(slot(parent, name)) << 48 | 0x1000 + self.drawn),
+            id: InodeId((u64::from(slot(parent, name)) << 48) | (0x1000 + self.drawn)),
             generation: self.drawn,
         }
     }
