@@ -162,3 +162,12 @@ pub struct Space {
     /// Number of inodes in use.
     pub inodes: u64,
 }
+
+impl Space {
+    /// Bytes that the data of ordinary writers leaves free, beside what the store keeps back for unlink, metadata and
+    /// overwriting: a cushion for requests under way, half of it for names and attributes. 1/128 of the brick, 1 to
+    /// 256 MiB.
+    pub fn cushion(&self) -> u64 {
+        (self.total / 128).clamp(1 << 20, 256 << 20)
+    }
+}

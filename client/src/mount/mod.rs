@@ -110,8 +110,10 @@ fn in_background(args: &MountArgs) -> Result<(), (String, u8)> {
 /// Messages go to standard error, which is the log file in the background. A panic ends the process: the kernel then
 /// answers ENOTCONN, instead of letting callers wait for a thread that is gone.
 fn start_log(level: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(level)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let filter = tracing_subscriber::EnvFilter::try_new(format!(
+        "warn,mortar_client={level},mortar_protocol={level}"
+    ))
+    .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     // Another subscriber may be there already; then it is the one that counts.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -198,6 +198,14 @@ impl Set {
             let ticket = self.ticket(call, started).await?;
             let outcome = self.drive(call, body, started).await;
             drop(ticket);
+            tracing::trace!(
+                set = self.index.0,
+                number = call.number,
+                fop = ?call.fop,
+                took = ?self.hub.env.now().since(started),
+                outcome = ?outcome.as_ref().map(|answered| &answered.reply),
+                "asked"
+            );
             match outcome {
                 Err(Fault::UnknownSession) => self.session_refused(call, started).await?,
                 outcome => return outcome,

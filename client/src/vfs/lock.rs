@@ -34,8 +34,15 @@ impl<B: Backend> Vfs<B> {
     /// # Errors
     ///
     /// EAGAIN if another holds it and the request does not wait; EINTR if the waiter left; those of the volume.
-    pub async fn lock(&self, cred: Cred, request: LockRequest, waiter: &impl Waiter) -> Res<()> {
+    pub async fn lock(
+        &self,
+        cred: Cred,
+        mut request: LockRequest,
+        waiter: &impl Waiter,
+    ) -> Res<()> {
         let core = &self.0;
+        // flock(LOCK_UN) comes as a call that waits; to a set, that would withdraw a queued request instead.
+        request.wait &= request.kind != LockKind::Unlock;
         core.settle_id(request.id).await;
         if let Some(node) = core.node(request.id)
             && request.kind != LockKind::Unlock

@@ -95,7 +95,11 @@ pub(super) fn dir_part(state: &dyn State, cx: &Context<'_>, dir: InodeId) -> Res
 }
 
 pub(super) fn links(state: &dyn State, cx: &Context<'_>, id: InodeId) -> Result<Reply, Fault> {
-    let inode = live_inode(&mut reading(state, cx), id)?;
+    // Not the directory's part: whoever moves a directory walks up through one that its own transaction gives an entry.
+    let mut work = reading(state, cx);
+    work.claim(records::inode_key(id), true)?;
+    let inode = work.inode(id)?.cloned();
+    let inode = inode.ok_or(Fault::Refused(Errno::ESTALE))?;
     Ok(Reply::Links {
         links: inode.links,
         many: inode.many_links,

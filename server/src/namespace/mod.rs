@@ -122,12 +122,6 @@ pub enum ReadAnswer {
     },
 }
 
-/// Bytes that ordinary writers leave free, beside what the store keeps back for unlink, metadata and overwriting: a
-/// cushion for requests under way. 1/128 of the brick, 1 to 256 MiB.
-pub fn reserve(space: &Space) -> u64 {
-    (space.total / 128).clamp(1 << 20, 256 << 20)
-}
-
 /// Decides a numbered operation. `body` holds the bytes of its writes.
 ///
 /// # Errors
@@ -226,7 +220,7 @@ fn statfs(state: &dyn State) -> Result<Reply, Fault> {
     Ok(Reply::StatFs {
         total: space.total,
         free: space.free,
-        avail: space.free.saturating_sub(reserve(&space)),
+        avail: space.free.saturating_sub(space.cushion()),
         inodes: counters.inodes,
     })
 }

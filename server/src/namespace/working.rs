@@ -12,7 +12,7 @@ use mortar_protocol::ids::{InodeId, SessionId, StageId, TxnId};
 use mortar_protocol::limits::BLOCK;
 
 use super::records::{self, Counters, DirPart, Dirent, Holder, Inode};
-use super::{Context, Executed, State, reserve};
+use super::{Context, Executed, State};
 
 /// Units of `st_blocks` in an allocation block.
 const SECTORS: i64 = (BLOCK / 512) as i64;
@@ -586,7 +586,12 @@ impl<'a> Working<'a> {
             .new_blocks
             .saturating_mul(BLOCK)
             .saturating_add(if self.grows { BLOCK } else { 0 });
-        match space.free < needed.saturating_add(reserve(&space)) {
+        // A volume full of data still takes names.
+        let kept = match self.new_blocks {
+            0 => space.cushion() / 2,
+            _ => space.cushion(),
+        };
+        match space.free < needed.saturating_add(kept) {
             true => Err(Errno::ENOSPC.into()),
             false => Ok(()),
         }

@@ -55,6 +55,8 @@ const CHECKPOINT_ENTRIES: usize = 20_000;
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(30);
 /// Most bytes that wait to be applied before admission waits.
 pub const MAX_PENDING: usize = 16 << 20;
+/// A stage that no entry has attached after this time is given back.
+const STAGE_LIFE: Duration = Duration::from_secs(30);
 
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +147,8 @@ struct Stage {
     blocks: Arc<[StagedBlock]>,
     written: Arc<AtomicBool>,
     attached: bool,
+    /// When it arrived, as of the last [`Store::poll`].
+    since: Mono,
 }
 
 struct Held {
@@ -179,6 +183,7 @@ pub struct Store {
     last_checkpoint: Mono,
     since_checkpoint: usize,
     last_apply: Mono,
+    now: Mono,
     damaged_log: bool,
     poisoned: Option<String>,
 }
@@ -464,6 +469,10 @@ impl Store {
             let why = why.to_owned();
             return Err(self.fail(StoreError::Damaged(why)));
         }
+        self.now = self.now.max(now);
+        if !self.stages.is_empty() {
+            self.drop_old_stages();
+        }
         self.finish_checkpoint()?;
         if self.checkpoint.is_some() {
             return Ok(());
@@ -676,7 +685,8 @@ impl Store {
             )));
         }
         let full = || io::Error::from_raw_os_error(libc::ENOSPC);
-        match self.admit(count, false) {
+        let cushion = self.space().cushion() / BLOCK;
+        match self.admit(count + cushion, false) {
             Admission::Ok => {}
             Admission::Wait if self.alloc.lock().free_now() > count + self.reserved + 1024 => {}
             Admission::Wait => return done(Err(io::ErrorKind::WouldBlock.into())),
@@ -701,6 +711,7 @@ impl Store {
             blocks,
             written: written.clone(),
             attached: false,
+            since: self.now,
         };
         self.stages.insert(id, stage);
         let state = Arc::new(Mutex::new((runs.len(), None::<io::Error>, Some(done))));
@@ -784,6 +795,19 @@ impl Store {
             // A write may still be on its way: not before the next checkpoint.
             stage.runs.into_iter().for_each(|run| alloc.free_run(run));
         }
+    }
+
+    /// Gives back stages that no entry has attached for long: their change was refused, or its client has gone. One
+    /// that is still wanted is sent again.
+    fn drop_old_stages(&mut self) {
+        let old = |stage: &Stage| !stage.attached && self.now.since(stage.since) >= STAGE_LIFE;
+        let ids: Vec<StageId> = self
+            .stages
+            .iter()
+            .filter(|(_, stage)| old(stage))
+            .map(|(id, _)| *id)
+            .collect();
+        ids.into_iter().for_each(|id| self.drop_stage(id));
     }
 
     /// Gives back all stages of a session that no entry attaches.

@@ -193,6 +193,7 @@ impl Store {
             applied_wal: meta.wal,
             flushed,
             reserved: 0,
+            now: Mono(0),
             checkpoint: None,
             checkpoint_wanted: false,
             last_checkpoint: Mono::default(),
@@ -231,6 +232,7 @@ impl Store {
                     blocks: blocks.into(),
                     written,
                     attached: true,
+                    since: Mono(0),
                 };
                 self.stages.insert(*id, stage);
             }

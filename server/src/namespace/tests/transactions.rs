@@ -233,3 +233,47 @@ fn the_tree_lock_is_held_by_one_transaction() {
     assert!(v.sets[0].records.contains_key(&key));
     assert_eq!(v.commit(1, vec![Part::TreeLock]), Err(Fault::Protocol));
 }
+
+/// Whoever moves a directory looks at the way up from its future parent while its own transaction holds an entry there.
+#[test]
+fn the_links_of_a_directory_that_gets_an_entry_can_be_read() {
+    let mut v = Sets::new(2);
+    let named = |v: &Sets, parent, set: u32| {
+        (0..)
+            .map(|n: u32| Bytes::from(format!("n{n}")))
+            .find(|name| v.name_set(parent, name) == set)
+            .unwrap()
+    };
+    let name = named(&v, ROOT, 0);
+    let dir = v.dir(&name);
+    let child = named(&v, dir.gfid.id, 0);
+    let parts = vec![Part::DirentAdd {
+        parent: dir.gfid.id,
+        name: child,
+        gfid: Gfid {
+            id: InodeId(77),
+            generation: 1,
+        },
+        kind: FileKind::Dir,
+        replaces: None,
+    }];
+    let prepare = Fop::Prepare {
+        txn: TXN,
+        decider: SetIndex(1),
+        parts,
+        time: v.time(),
+    };
+    v.run(0, prepare, b"").unwrap();
+    let links = v.ask(0, Fop::Links { id: dir.gfid.id }).unwrap().0;
+    assert_eq!(
+        links,
+        Reply::Links {
+            links: vec![(ROOT, name)],
+            many: false
+        }
+    );
+    assert!(
+        matches!(v.attr(dir.gfid.id), Err(Fault::Intent { .. })),
+        "attributes wait for the outcome"
+    );
+}
