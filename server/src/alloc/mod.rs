@@ -85,6 +85,8 @@ pub struct ReadPin {
 /// The allocator of one brick.
 pub struct Allocator {
     blocks: u64,
+    /// Blocks of the tree's chunks.
+    tree_blocks: u64,
     tree: Bitmap,
     busy: Bitmap,
     dirty: Vec<bool>,
@@ -105,6 +107,7 @@ impl Allocator {
         let segments = blocks.div_ceil(SEGMENT_BLOCKS) as usize;
         Self {
             blocks,
+            tree_blocks: 0,
             tree: Bitmap::new(blocks),
             busy: Bitmap::new(blocks),
             dirty: vec![false; segments],
@@ -199,13 +202,7 @@ impl Allocator {
             let start = at * step;
             let word = self.busy.words[(start / 64) as usize] >> (start % 64) & 0xffff;
             if word == 0 {
-                self.mark(
-                    Run {
-                        start,
-                        len: CHUNK_BLOCKS,
-                    },
-                    true,
-                );
+                self.hold_chunk(start);
                 return Some(start);
             }
         }
@@ -218,7 +215,21 @@ impl Allocator {
         }
     }
 
-    /// Marks blocks busy that something outside the tree refers to (a chunk, a stage of the WAL).
+    /// Marks a chunk of the tree busy.
+    pub fn hold_chunk(&mut self, start: u64) {
+        self.tree_blocks += u64::from(CHUNK_BLOCKS);
+        self.hold(Run {
+            start,
+            len: CHUNK_BLOCKS,
+        });
+    }
+
+    /// Blocks that the tree's chunks take.
+    pub fn tree_blocks(&self) -> u64 {
+        self.tree_blocks
+    }
+
+    /// Marks blocks busy that something outside the tree refers to (a stage of the WAL).
     pub fn hold(&mut self, run: Run) {
         self.mark(run, true);
     }
@@ -259,6 +270,7 @@ impl Allocator {
     /// A chunk of the tree is used no more; it becomes free with the next durable checkpoint.
     pub fn free_chunk(&mut self, start: u64) {
         self.waiting += u64::from(CHUNK_BLOCKS);
+        self.tree_blocks = self.tree_blocks.saturating_sub(u64::from(CHUNK_BLOCKS));
         self.freed.push(Run {
             start,
             len: CHUNK_BLOCKS,

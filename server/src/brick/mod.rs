@@ -20,3 +20,6 @@ pub(crate) use self::state::lineage;
 pub use self::storage::{
     AppendError, Extra, FlushDone, HeldStage, NEWEST, ReadDone, StageDone, Storage,
 };
+
+#[cfg(test)]
+mod tests;

@@ -773,6 +773,7 @@ fn is_fatal(error: &std::io::Error) -> bool {
     !matches!(
         error.kind(),
         std::io::ErrorKind::StorageFull
+            | std::io::ErrorKind::WouldBlock
             | std::io::ErrorKind::QuotaExceeded
             | std::io::ErrorKind::InvalidInput
             | std::io::ErrorKind::OutOfMemory

@@ -424,7 +424,7 @@ impl Store {
         self.wal
             .cut(pos)
             .map_err(|err| self.fail(StoreError::Damaged(err.to_string())))?;
-        self.flushed = pos;
+        self.flushed = self.flushed.min(pos);
         let mut alloc = self.alloc.lock();
         while self.held.back().is_some_and(|held| held.entry.pos > pos) {
             let Some(held) = self.held.pop_back() else {
@@ -630,7 +630,16 @@ impl Store {
         let wal = checkpoint.wal;
         self.checkpoint = None;
         outcome.map_err(|err| self.fail(StoreError::Damaged(err)))?;
-        self.alloc.lock().checkpoint_done();
+        let mut alloc = self.alloc.lock();
+        alloc.checkpoint_done();
+        tracing::debug!(
+            free = alloc.free(),
+            free_now = alloc.free_now(),
+            applied = self.applied.seq.0,
+            announced = self.announced.0,
+            "checkpoint done"
+        );
+        drop(alloc);
         self.wal.release(wal);
         Ok(())
     }
@@ -656,11 +665,7 @@ impl Store {
             return Admission::Wait;
         }
         let alloc = self.alloc.lock();
-        let reserve = if owned {
-            metadata_reserve(alloc.blocks()) / 2
-        } else {
-            metadata_reserve(alloc.blocks())
-        };
+        let reserve = kept_back(&alloc) / if owned { 2 } else { 1 };
         let need = blocks + self.reserved + reserve;
         if alloc.free_now() >= need {
             Admission::Ok
@@ -685,12 +690,20 @@ impl Store {
             )));
         }
         let full = || io::Error::from_raw_os_error(libc::ENOSPC);
+        // Bulk data does not wait for the log or the pending map, only for space.
         let cushion = self.space().cushion() / BLOCK;
-        match self.admit(count + cushion, false) {
-            Admission::Ok => {}
-            Admission::Wait if self.alloc.lock().free_now() > count + self.reserved + 1024 => {}
-            Admission::Wait => return done(Err(io::ErrorKind::WouldBlock.into())),
-            Admission::Full => return done(Err(full())),
+        let (free, free_now, kept) = {
+            let alloc = self.alloc.lock();
+            (alloc.free(), alloc.free_now(), kept_back(&alloc))
+        };
+        let need = count + cushion + self.reserved + kept;
+        if free_now < need {
+            if free < need {
+                return done(Err(full()));
+            }
+            tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
+            self.checkpoint_wanted = true;
+            return done(Err(io::ErrorKind::WouldBlock.into()));
         }
         let Some(runs) = self.alloc.lock().allocate(count as u32) else {
             return done(Err(full()));
@@ -1066,10 +1079,13 @@ impl Store {
     /// Space of the brick.
     pub fn space(&self) -> Space {
         let alloc = self.alloc.lock();
-        let reserve = metadata_reserve(alloc.blocks());
-        let less = |blocks: u64| blocks.saturating_sub(reserve + self.reserved) * BLOCK;
+        let kept = kept_back(&alloc);
+        let less = |blocks: u64| blocks.saturating_sub(kept + self.reserved) * BLOCK;
         Space {
-            total: alloc.blocks().saturating_sub(reserve) * BLOCK,
+            total: alloc
+                .blocks()
+                .saturating_sub(metadata_reserve(alloc.blocks()))
+                * BLOCK,
             free: less(alloc.free()),
             free_now: less(alloc.free_now()),
             ring_free: self.wal.free(),
@@ -1091,6 +1107,12 @@ impl Store {
 /// Blocks kept back for the tree, for unlink and for overwriting what a file owns.
 fn metadata_reserve(blocks: u64) -> u64 {
     (blocks / 32).clamp(2_048, 65_536)
+}
+
+/// What is left of the reserve: the tree's own blocks come out of it first, down to half.
+fn kept_back(alloc: &Allocator) -> u64 {
+    let reserve = metadata_reserve(alloc.blocks());
+    reserve - alloc.tree_blocks().min(reserve / 2)
 }
 
 /// Commits the tree durably with the allocator's changed bitmaps.

@@ -117,7 +117,7 @@ impl ChunkBackend {
                         chunk.start
                     )));
                 }
-                alloc.hold(run);
+                alloc.hold_chunk(chunk.start);
             }
         }
         Ok(Self {

@@ -1,0 +1,357 @@
+mod rig;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::error::{Errno, Fault};
+use mortar_protocol::fop::{Call, Fop, InodeOp, Reply};
+use mortar_protocol::ids::{Gfid, InodeId, Mark, Seq, StageId};
+use mortar_protocol::peer::PeerMessage;
+
+use crate::device::sim::{Fault as DiskFault, Survival};
+use rig::{Rig, SESSION, change, create, write};
+
+#[test]
+fn creates_writes_and_reads_on_every_member() {
+    for bricks in [1, 3] {
+        let mut rig = Rig::new(bricks);
+        rig.create();
+        rig.done(write(0, 5), b"hello");
+        for at in 0..bricks {
+            assert_eq!(
+                rig.read(at, 100),
+                Ok(Bytes::from_static(b"hello")),
+                "brick {at}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_repeated_request_gets_the_first_answer_also_after_a_restart() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let call = rig.request(create(
+        Gfid {
+            id: InodeId(77),
+            generation: 1,
+        },
+        b"other",
+    ));
+    let primary = rig.primary();
+    let slot = rig.send(primary, call.clone(), Bytes::new());
+    rig.settle();
+    let (first, _) = slot.lock().take().expect("an answer");
+    assert!(first.result.is_ok());
+    let again = Call {
+        repeat: true,
+        ..call
+    };
+    let slot = rig.send(primary, again.clone(), Bytes::new());
+    rig.settle();
+    let (second, _) = slot.lock().take().expect("an answer");
+    assert_eq!(
+        (second.result, second.mark),
+        (first.result.clone(), first.mark)
+    );
+    for at in 0..3 {
+        rig.reboot(at, Survival::Process);
+    }
+    rig.settle();
+    let primary = rig.primary();
+    let slot = rig.send(primary, again, Bytes::new());
+    rig.settle();
+    let (third, _) = slot.lock().take().expect("an answer");
+    assert_eq!((third.result, third.mark), (first.result, first.mark));
+}
+
+#[test]
+fn results_survive_that_their_entries_are_applied_and_leave_the_log() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let call = rig.request(write(0, 3));
+    let primary = rig.primary();
+    let slot = rig.send(primary, call.clone(), Bytes::from_static(b"abc"));
+    rig.settle();
+    let (first, _) = slot.lock().take().expect("an answer");
+    // Flushed, announced, applied; then a checkpoint that is due after 30 s.
+    rig.pass(Duration::from_secs(35));
+    for at in 0..3 {
+        rig.reboot(at, Survival::Process);
+    }
+    rig.settle();
+    let primary = rig.primary();
+    let again = Call {
+        repeat: true,
+        ..call
+    };
+    let slot = rig.send(primary, again, Bytes::from_static(b"abc"));
+    rig.settle();
+    let (second, _) = slot.lock().take().expect("an answer");
+    assert_eq!((second.result, second.mark), (first.result, first.mark));
+}
+
+#[test]
+fn what_sync_answered_survives_power_loss_and_what_it_did_not_is_told() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let kept = rig.done(write(0, 4), b"kept").mark;
+    assert_eq!(rig.sync(kept), Ok(Reply::Done));
+    let lost = rig.done(write(4, 4), b"lost").mark;
+    for at in 0..3 {
+        rig.reboot(at, Survival::Nothing);
+    }
+    rig.settle();
+    assert_eq!(rig.view().members.len(), 3);
+    assert_eq!(rig.read(0, 100), Ok(Bytes::from_static(b"kept")));
+    assert_eq!(rig.sync(kept), Ok(Reply::Done));
+    assert_eq!(rig.sync(lost), Err(Fault::Lost(rig.view().opening)));
+}
+
+#[test]
+fn restart_of_processes_loses_nothing() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let mark = rig.done(write(0, 4), b"here").mark;
+    for at in 0..3 {
+        rig.reboot(at, Survival::Process);
+    }
+    rig.settle();
+    assert_eq!(rig.read(2, 100), Ok(Bytes::from_static(b"here")));
+    assert_eq!(rig.sync(mark), Ok(Reply::Done));
+}
+
+#[test]
+fn a_restarted_member_joins_by_its_log() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    rig.reboot(2, Survival::Process);
+    rig.settle();
+    rig.done(write(0, 5), b"after");
+    rig.pass(Duration::from_secs(3));
+    assert_eq!(rig.view().members.len(), 3);
+    assert_eq!(rig.read(2, 100), Ok(Bytes::from_static(b"after")));
+}
+
+fn attach(number: u64, blocks: u32) -> Fop {
+    let stage = StageId {
+        session: SESSION,
+        number,
+    };
+    change(InodeOp::Attach {
+        shard: 0,
+        offset: 0,
+        stage,
+        len: blocks * 4096,
+    })
+}
+
+#[test]
+fn staged_data_is_attached_on_every_member() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let data = Bytes::from(vec![7; 64 << 10]);
+    assert_eq!(rig.stage(1, data.clone(), &[0, 1, 2]), vec![Ok(()); 3]);
+    rig.done(attach(1, 16), b"");
+    for at in 0..3 {
+        assert_eq!(rig.read(at, 64 << 10), Ok(data.clone()));
+    }
+    assert!(!rig.passed.contains(&"stagewanted"));
+}
+
+#[test]
+fn a_member_without_the_stage_fetches_it_before_it_answers() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let data = Bytes::from(vec![9; 128 << 10]);
+    let primary = rig.primary();
+    let others: Vec<usize> = (0..3).filter(|at| *at != primary).collect();
+    rig.stage(1, data.clone(), &[primary, others[0]]);
+    let call = rig.request(attach(1, 32));
+    let slot = rig.send(primary, call, Bytes::new());
+    rig.settle();
+    assert!(
+        slot.lock().is_none(),
+        "not acknowledged while a member lacks the bytes"
+    );
+    rig.pass(Duration::from_millis(400));
+    let wanted = PeerMessage::StageWanted {
+        at: Default::default(),
+        stage: StageId {
+            session: SESSION,
+            number: 1,
+        },
+    };
+    assert!(rig.saw(&wanted));
+    assert!(slot.lock().take().expect("an answer").0.result.is_ok());
+    assert_eq!(rig.read(others[1], 128 << 10), Ok(data));
+}
+
+#[test]
+fn a_missing_stage_is_told_after_a_while() {
+    let mut rig = Rig::new(1);
+    rig.create();
+    let call = rig.request(attach(5, 16));
+    let slot = rig.send(0, call, Bytes::new());
+    rig.pass(Duration::from_secs(1));
+    let (answer, _) = slot.lock().take().expect("an answer");
+    assert_eq!(answer.result, Err(Fault::NoStage));
+}
+
+#[test]
+fn refusals_and_their_dependants() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let primary = rig.primary();
+    let gfid = Gfid {
+        id: InodeId(99),
+        generation: 1,
+    };
+    let refused = rig.request(create(gfid, b"file"));
+    let after = rig.request(write(0, 2));
+    let (first, second) = (refused.number, after.number);
+    assert_eq!(second, first + 1);
+    // The dependant arrives first and waits.
+    let dependant = rig.send(
+        primary,
+        Call {
+            after: first,
+            ..after
+        },
+        Bytes::from_static(b"no"),
+    );
+    rig.settle();
+    assert!(dependant.lock().is_none());
+    let slot = rig.send(primary, refused, Bytes::new());
+    rig.settle();
+    let (answer, _) = slot.lock().take().expect("an answer");
+    assert_eq!(answer.result, Err(Fault::Refused(Errno::EEXIST)));
+    let (answer, _) = dependant.lock().take().expect("an answer");
+    assert_eq!(answer.result, Err(Fault::Refused(Errno::EIO)));
+    assert_eq!(rig.read(primary, 100), Ok(Bytes::new()));
+}
+
+#[test]
+fn numbers_that_were_given_up_are_never_run() {
+    let mut rig = Rig::new(1);
+    rig.create();
+    let given_up = rig.request(write(0, 4));
+    let next = rig.request(write(0, 4));
+    let next = Call {
+        answered_below: next.number,
+        ..next
+    };
+    let slot = rig.send(0, next, Bytes::from_static(b"next"));
+    rig.settle();
+    assert!(slot.lock().take().expect("an answer").0.result.is_ok());
+    let slot = rig.send(0, given_up, Bytes::from_static(b"late"));
+    rig.settle();
+    assert_eq!(
+        slot.lock().take().expect("an answer").0.result,
+        Err(Fault::Protocol)
+    );
+    assert_eq!(rig.read(0, 100), Ok(Bytes::from_static(b"next")));
+}
+
+#[test]
+fn a_brick_whose_disk_fails_leaves_and_the_set_goes_on() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let victim = (rig.primary() + 1) % 3;
+    let steps = rig.disks[victim].steps();
+    rig.disks[victim].fail_at(steps + 1, DiskFault::Error(libc::EIO));
+    rig.disks[victim].fail_at(steps + 2, DiskFault::Error(libc::EIO));
+    let mark = rig.done(write(0, 4), b"safe").mark;
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.view().members.len(), 2);
+    assert_eq!(rig.sync(mark), Ok(Reply::Done));
+    let primary = rig.primary();
+    assert_eq!(rig.read(primary, 100), Ok(Bytes::from_static(b"safe")));
+    assert!(
+        rig.read(victim, 100).is_err(),
+        "a poisoned brick answers nothing"
+    );
+}
+
+#[test]
+fn a_primary_whose_disk_fails_is_replaced_and_its_unanswered_call_runs_once() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    rig.done(write(0, 3), b"one");
+    let old = rig.primary();
+    let steps = rig.disks[old].steps();
+    rig.disks[old].fail_at(steps + 1, DiskFault::Error(libc::EIO));
+    let call = rig.request(change(InodeOp::Append { len: 3 }));
+    let slot = rig.send(old, call.clone(), Bytes::from_static(b"two"));
+    rig.pass(Duration::from_secs(2));
+    let told = slot.lock().take();
+    assert!(told.is_none_or(|(answer, _)| answer.result.is_err()));
+    assert_ne!(rig.primary(), old);
+    let primary = rig.primary();
+    for _ in 0..2 {
+        let again = Call {
+            repeat: true,
+            ..call.clone()
+        };
+        let slot = rig.send(primary, again, Bytes::from_static(b"two"));
+        rig.settle();
+        assert!(slot.lock().take().expect("an answer").0.result.is_ok());
+    }
+    assert_eq!(rig.read(primary, 100), Ok(Bytes::from_static(b"onetwo")));
+}
+
+#[test]
+fn a_session_that_the_control_plane_ended_is_unknown_and_stays_so() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    rig.live.clear();
+    rig.tell_sessions();
+    rig.settle();
+    let primary = rig.primary();
+    let (answer, _) = rig.call(primary, write(0, 1), b"x");
+    assert_eq!(answer.result, Err(Fault::UnknownSession));
+    let (answer, _) = rig.call(primary, Fop::SessionBegin, b"");
+    assert_eq!(answer.result, Err(Fault::UnknownSession));
+    for at in 0..3 {
+        rig.reboot(at, Survival::Process);
+    }
+    rig.settle();
+    assert_eq!(rig.read(0, 1), Err(Fault::UnknownSession));
+}
+
+#[test]
+fn reads_of_a_backup_wait_for_what_it_holds() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let primary = rig.primary();
+    let backup = (primary + 1) % 3;
+    rig.lose = vec!["written"];
+    let call = rig.request(write(0, 4));
+    let pending = rig.send(primary, call, Bytes::from_static(b"wait"));
+    rig.settle();
+    assert!(pending.lock().is_none());
+    let call = rig.request(rig::read(100));
+    let waiting = rig.send(backup, call, Bytes::new());
+    rig.settle();
+    assert!(
+        waiting.lock().is_none(),
+        "it holds an entry of which it does not know whether it stands"
+    );
+    rig.lose.clear();
+    rig.pass(Duration::from_secs(2));
+    assert!(pending.lock().is_some());
+    let (answer, body) = waiting.lock().take().expect("an answer");
+    assert!(answer.result.is_ok());
+    assert_eq!(body, Bytes::from_static(b"wait"));
+}
+
+#[test]
+fn a_mark_of_a_later_place_than_the_set_has_is_lost() {
+    let mut rig = Rig::new(1);
+    rig.create();
+    let mark = Mark {
+        opening: rig.view().opening,
+        seq: Seq(1_000),
+    };
+    assert!(matches!(rig.sync(mark), Err(Fault::Lost(_))));
+}
