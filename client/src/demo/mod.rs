@@ -239,8 +239,7 @@ fn tell_what_to_try(place: &Place, exe: &Path, server: &str) {
         "\nThe volume is yours until Ctrl-C. In another terminal:\n  \
          cd {}                                   work in it: git, editors, sqlite, fio\n  \
          {mortar} --server {server} volume status demo\n  \
-         {mortar} --server {server} volume info demo\n  \
-         {mortar} brick info {root}/brick1/mortar.brick      look into a copy, also while it serves\n\
+         {mortar} --server {server} volume info demo\n\
          Logs: {root}/mortard.log and mount.log",
         place.mount().display()
     );

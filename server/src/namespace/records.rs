@@ -1,7 +1,7 @@
 //! Records of format 1: the keys and values of everything a brick keeps beside file data.
 //!
 //! A key is a letter and big-endian numbers, so that keys of one directory or file lie together and in order. A value
-//! is the byte 1 (its version) and the postcard encoding of the struct named here. `docs/formats/records.md` shows the
+//! is the byte 1 (its version) and the postcard encoding of the struct named here. `docs/formats/disk.md` shows the
 //! same as a table.
 //!
 //! | key | value |

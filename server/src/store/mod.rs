@@ -484,7 +484,10 @@ impl Store {
             || self.checkpoint_wanted;
         if ready > 0 && due {
             self.last_apply = now;
-            self.apply(extra)?;
+            let upto = self.applicable();
+            if upto > self.applied.seq {
+                self.apply(upto, extra)?;
+            }
         }
         let half = self.wal.free() < self.wal.size() / 2;
         let due = self.since_checkpoint >= CHECKPOINT_ENTRIES
@@ -507,21 +510,53 @@ impl Store {
             self.finish_checkpoint()?;
             std::thread::yield_now();
         }
-        if self.announced > self.applied.seq {
-            self.apply(extra)?;
+        loop {
+            let upto = self.applicable();
+            if upto > self.applied.seq {
+                self.apply(upto, extra)?;
+            }
+            let segments = self.alloc.lock().begin_checkpoint();
+            let tree = self.tree.clone();
+            save(&tree, &segments).map_err(|err| self.fail(StoreError::Damaged(err)))?;
+            self.alloc.lock().checkpoint_done();
+            self.wal.release(self.applied_wal);
+            self.since_checkpoint = 0;
+            if self.announced <= self.applied.seq {
+                return Ok(());
+            }
         }
-        let segments = self.alloc.lock().begin_checkpoint();
-        let tree = self.tree.clone();
-        save(&tree, &segments).map_err(|err| self.fail(StoreError::Damaged(err)))?;
-        self.alloc.lock().checkpoint_done();
-        self.wal.release(self.applied_wal);
-        self.since_checkpoint = 0;
-        Ok(())
     }
 
-    /// Applies all announced entries to the tree.
-    fn apply(&mut self, extra: Extra<'_>) -> Result<(), StoreError> {
-        let upto = self.announced;
+    /// The newest announced entry that can be applied now. Admission counts freed blocks as free, but they can be
+    /// handed out only after a checkpoint: where entries need those, what comes before them is applied, and a
+    /// checkpoint is asked for.
+    fn applicable(&mut self) -> Seq {
+        let (free, helps) = {
+            let alloc = self.alloc.lock();
+            let tree = metadata_reserve(alloc.blocks()) / 2;
+            let now = alloc.free_now();
+            (now.saturating_sub(tree), alloc.free() > now)
+        };
+        let mut need = 0;
+        let mut upto = self.applied.seq;
+        for held in &self.held {
+            need += held.blocks;
+            if held.entry.pos.seq > self.announced || need > free {
+                break;
+            }
+            upto = held.entry.pos.seq;
+        }
+        if upto < self.announced {
+            if upto == self.applied.seq && !helps {
+                return self.announced;
+            }
+            self.checkpoint_wanted = true;
+        }
+        upto
+    }
+
+    /// Applies all entries up to `upto`, which is announced, to the tree.
+    fn apply(&mut self, upto: Seq, extra: Extra<'_>) -> Result<(), StoreError> {
         let batch: Vec<Arc<Entry>> = self
             .held
             .iter()

@@ -565,3 +565,45 @@ fn a_flipped_byte_is_an_error_never_wrong_data() {
             .is_err()
     );
 }
+
+/// Reserves `blocks` of an object.
+fn reserve(n: u8, blocks: u64) -> Vec<Effect> {
+    vec![Effect::Reserve {
+        object: object(n),
+        offset: 0,
+        len: blocks * BLOCK,
+        zero: false,
+    }]
+}
+
+/// Gives back what an object has.
+fn punch(n: u8) -> Vec<Effect> {
+    vec![Effect::Punch {
+        object: object(n),
+        offset: 0,
+        len: u64::MAX,
+    }]
+}
+
+#[test]
+fn freed_space_is_used_again_before_the_next_checkpoint_is_due() {
+    // A member may apply both changes one after the other, or in one batch.
+    for announce_between in [true, false] {
+        let mut run = Run::new();
+        let most = run.store.space().free / BLOCK;
+        run.append(reserve(0, most - 8_000), Bytes::new(), Model::default());
+        run.step(&Step::Announce);
+        run.step(&Step::Checkpoint);
+        run.append(punch(0), Bytes::new(), Model::default());
+        if announce_between {
+            run.step(&Step::Announce);
+            assert!(run.store.space().free / BLOCK > most - 8_000);
+        }
+        run.append(reserve(1, most - 8_000), Bytes::new(), Model::default());
+        for _ in 0..5 {
+            run.step(&Step::Announce);
+        }
+        assert_eq!(run.store.applied(), run.store.head());
+        run.check_space();
+    }
+}
