@@ -1,0 +1,102 @@
+//! What bricks lie on: an image, written once from end to end, with XFS on a loop device.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::process::{check, need, pause, run};
+
+/// Sync and drop the kernel's page cache, names and attributes.
+///
+/// # Errors
+/// If this is not root.
+pub fn drop_caches() -> Result<(), String> {
+    // Pages that are not written yet would stay.
+    rustix::fs::sync();
+    std::fs::write("/proc/sys/vm/drop_caches", "3").map_err(|err| format!("drop_caches: {err}"))
+}
+
+/// A path as text, for a command line.
+///
+/// # Errors
+/// If it is none.
+pub fn text(path: &Path) -> Result<&str, String> {
+    path.to_str()
+        .ok_or_else(|| format!("{} is not text", path.display()))
+}
+
+/// Unmounts, at the latest by taking the mount out of the tree.
+pub fn unmount(dir: &Path) {
+    let Ok(dir) = text(dir) else { return };
+    for _ in 0..20 {
+        match run("umount", &[dir]) {
+            Err(why) if why.contains("busy") => pause(Duration::from_millis(100)),
+            _ => return,
+        }
+    }
+    if let Err(why) = run("umount", &["-l", dir]) {
+        eprintln!("left mounted: {why}");
+    }
+}
+
+/// The mounted image; taken down when dropped.
+pub struct Backing {
+    image: PathBuf,
+    scratch: TempDir,
+}
+
+impl Backing {
+    /// Writes and mounts an image of `mib` MiB in `dir`.
+    ///
+    /// # Errors
+    /// If there is no space, this is not root, or a program is missing.
+    pub fn new(dir: &Path, mib: u64) -> Result<Self, String> {
+        if !rustix::process::geteuid().is_root() {
+            return Err("loop devices, mounts and dropping caches need root".into());
+        }
+        need("mkfs.xfs", "xfsprogs")?;
+        let scratch = TempDir::with_prefix("mortar-bench-").map_err(|err| err.to_string())?;
+        let image = dir.join(format!("mortar-bench-{}.img", std::process::id()));
+        let backing = Self { image, scratch };
+        let chunk: Vec<u8> = (0..1u32 << 20)
+            .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
+            .collect();
+        let mut file = File::create(&backing.image)
+            .map_err(|err| format!("{}: {err}", backing.image.display()))?;
+        for _ in 0..mib {
+            check()?;
+            file.write_all(&chunk)
+                .map_err(|err| format!("writing the image: {err}"))?;
+        }
+        drop(file);
+        let image = text(&backing.image)?;
+        run("mkfs.xfs", &["-q", "-f", "-K", "-i", "size=512", image])?;
+        let bricks = backing.bricks();
+        std::fs::create_dir(&bricks).map_err(|err| err.to_string())?;
+        run("mount", &["-o", "loop,nodiscard", image, text(&bricks)?])?;
+        Ok(backing)
+    }
+
+    /// Where brick directories go.
+    pub fn bricks(&self) -> PathBuf {
+        self.scratch.path().join("bricks")
+    }
+
+    /// A directory for everything else.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if self.bricks().exists() {
+            unmount(&self.bricks());
+        }
+        // It may not have been made.
+        let _ = std::fs::remove_file(&self.image);
+    }
+}
