@@ -96,19 +96,20 @@ pub(crate) struct Scale {
 }
 
 type Figures = Vec<(Metric, f64)>;
+type Run = fn(&Path, &Scale) -> Result<Figures, String>;
 
 /// One workload.
 pub(crate) struct Workload {
     /// Name, as given to `--only`.
     pub(crate) name: &'static str,
     /// Runs it below a mount.
-    pub(crate) run: fn(&Path, &Scale) -> Result<Figures, String>,
+    pub(crate) run: Run,
 }
 
 impl Workload {
     /// All of them.
     pub(crate) fn all() -> Vec<Self> {
-        let all: [(_, fn(&Path, &Scale) -> Result<Figures, String>); 5] = [
+        let all: [(_, Run); 5] = [
             ("untar", untar),
             ("smallfile", smallfile),
             ("rand4k", rand4k),
