@@ -9,16 +9,6 @@ use tempfile::TempDir;
 
 use crate::process::{check, need, pause, run};
 
-/// Sync and drop the kernel's page cache, names and attributes.
-///
-/// # Errors
-/// If this is not root.
-pub fn drop_caches() -> Result<(), String> {
-    // Pages that are not written yet would stay.
-    rustix::fs::sync();
-    std::fs::write("/proc/sys/vm/drop_caches", "3").map_err(|err| format!("drop_caches: {err}"))
-}
-
 /// A path as text, for a command line.
 ///
 /// # Errors
@@ -83,6 +73,26 @@ impl Backing {
     /// Where brick directories go.
     pub fn bricks(&self) -> PathBuf {
         self.scratch.path().join("bricks")
+    }
+
+    /// Writes what bricks have left in the page cache (and nothing else: other file systems are not measured).
+    ///
+    /// # Errors
+    /// If the file system fails.
+    pub fn sync(&self) -> Result<(), String> {
+        File::open(self.bricks())
+            .and_then(|dir| Ok(rustix::fs::syncfs(dir)?))
+            .map_err(|err| format!("sync: {err}"))
+    }
+
+    /// Drops the kernel's page cache, names and attributes, also those of the bricks' file system.
+    ///
+    /// # Errors
+    /// If the file system fails.
+    pub fn drop_caches(&self) -> Result<(), String> {
+        // Pages that are not written yet would stay.
+        self.sync()?;
+        std::fs::write("/proc/sys/vm/drop_caches", "3").map_err(|err| format!("drop_caches: {err}"))
     }
 
     /// A directory for everything else.

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
-use mortar_benches::backing::{Backing, drop_caches};
+use mortar_benches::backing::Backing;
 use mortar_benches::mortar::{Mortar, VOLUME};
 use mortar_benches::process::{catch_signals, check, memory_kib, pause};
 use mortar_client::credentials;
@@ -89,7 +89,7 @@ fn run(options: &Options) -> Result<(), String> {
     limits.hold("the idle client", idle.1, IDLE);
     let name = format!("{} files made through the library", options.files);
     watch.phase(&name, || make_files(&mortar, options.files))?;
-    drop_caches()?;
+    backing.drop_caches()?;
     let name = format!("{} files walked through the mount", options.files);
     let walked = watch.phase(&name, || {
         let found = walk(mortar.mount())?;
@@ -104,7 +104,7 @@ fn run(options: &Options) -> Result<(), String> {
     let written = watch.phase(&name, || {
         each_loader(mortar.mount(), |path| write(path, size))
     })?;
-    drop_caches()?;
+    backing.drop_caches()?;
     let name = format!("{LOADERS} threads read {size} MiB each");
     let read = watch.phase(&name, || {
         each_loader(mortar.mount(), |path| drain(path, size))

@@ -144,6 +144,7 @@ fn run(options: &Options) -> Result<(), String> {
     let backing = Backing::new(&options.dir, options.image_mib)?;
     let sides = options.sides(&backing)?;
     let scale = Scale {
+        backing: &backing,
         seconds: options.seconds,
         file_mib: options.file_mib,
         tar: workload::make_tar(backing.scratch())?,
@@ -156,7 +157,7 @@ fn run(options: &Options) -> Result<(), String> {
                 let side = &sides[(at + round as usize) % sides.len()];
                 check()?;
                 // Nobody pays for what the one before has left to be written.
-                rustix::fs::sync();
+                backing.sync()?;
                 let figures = (workload.run)(side.mount(), &scale)
                     .map_err(|err| format!("{} on {}: {err}", workload.name, side.name()))?;
                 for (metric, value) in figures {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use mortar_benches::backing::{drop_caches, text};
+use mortar_benches::backing::{Backing, text};
 use mortar_benches::process::{check, run};
 use mortar_protocol::env_real::mono_now;
 
@@ -86,7 +86,9 @@ const SEQWRITE: Metric = more(13, "seqwrite-1m", "MB/s", (1.5, 2.5));
 const SEQREAD: Metric = more(14, "seqread-1m", "MB/s", (1.0, 1.3));
 
 /// How much to do.
-pub(crate) struct Scale {
+pub(crate) struct Scale<'a> {
+    /// What the bricks of both sides lie on.
+    pub(crate) backing: &'a Backing,
     /// Seconds of timed workloads.
     pub(crate) seconds: u32,
     /// Size of the sequential file in MiB; the random one has half.
@@ -96,7 +98,7 @@ pub(crate) struct Scale {
 }
 
 type Figures = Vec<(Metric, f64)>;
-type Run = fn(&Path, &Scale) -> Result<Figures, String>;
+type Run = fn(&Path, &Scale<'_>) -> Result<Figures, String>;
 
 /// One workload.
 pub(crate) struct Workload {
@@ -159,22 +161,22 @@ pub(crate) fn make_tar(scratch: &Path) -> Result<PathBuf, String> {
     Ok(tar)
 }
 
-fn untar(mount: &Path, scale: &Scale) -> Result<Figures, String> {
+fn untar(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let dir = mount.join("untar");
     fs::create_dir(&dir).map_err(|err| err.to_string())?;
     // The workload before has emptied the page cache; where the tar comes from is not what is measured.
     fs::read(&scale.tar).map_err(|err| err.to_string())?;
     let unpack = timed(|| run("tar", &["-C", text(&dir)?, "-xf", text(&scale.tar)?]).map(drop))?;
-    drop_caches()?;
+    scale.backing.drop_caches()?;
     let find = timed(|| run("find", &[text(&dir)?, "-ls"]).map(drop))?;
-    drop_caches()?;
+    scale.backing.drop_caches()?;
     // Not tar: with its archive at /dev/null it does not read the files.
     let cat = format!(
         "find '{}' -type f -print0 | xargs -0 cat > /dev/null",
         text(&dir)?
     );
     let read = timed(|| run("sh", &["-c", &cat]).map(drop))?;
-    drop_caches()?;
+    scale.backing.drop_caches()?;
     let remove = timed(|| run("rm", &["-rf", text(&dir)?]).map(drop))?;
     Ok(vec![
         (UNTAR, unpack),
@@ -185,7 +187,7 @@ fn untar(mount: &Path, scale: &Scale) -> Result<Figures, String> {
 }
 
 /// As smallfile does it: threads with a directory each, and one kind of operation at a time over all files.
-fn smallfile(mount: &Path, _scale: &Scale) -> Result<Figures, String> {
+fn smallfile(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     const THREADS: usize = 4;
     const FILES: usize = 400;
     let root = mount.join("smallfile");
@@ -198,7 +200,7 @@ fn smallfile(mount: &Path, _scale: &Scale) -> Result<Figures, String> {
     let contents = vec![b'x'; 4096];
     let phase = |work: &(dyn Fn(&Path) -> std::io::Result<()> + Sync), name: &str| {
         check()?;
-        drop_caches()?;
+        scale.backing.drop_caches()?;
         let seconds = timed(|| {
             std::thread::scope(|scope| {
                 let threads: Vec<_> = dirs
@@ -258,7 +260,7 @@ fn fio(file: &Path, write: bool, args: &[&str]) -> Result<(f64, f64), String> {
     Ok((number("bw_bytes")? / 1e6, number("iops")?))
 }
 
-fn rand4k(mount: &Path, scale: &Scale) -> Result<Figures, String> {
+fn rand4k(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let file = mount.join("rand4k");
     let size = format!("--size={}M", scale.file_mib / 2);
     let runtime = format!("--runtime={}", scale.seconds);
@@ -273,7 +275,7 @@ fn rand4k(mount: &Path, scale: &Scale) -> Result<Figures, String> {
     let timed = ["--bs=4k", &size, "--direct=1", "--time_based", &runtime];
     let run_one = |write, special: &[&str]| {
         check()?;
-        drop_caches()?;
+        scale.backing.drop_caches()?;
         let (_, iops) = fio(&file, write, &[&timed, special].concat())?;
         Ok::<f64, String>(iops)
     };
@@ -289,7 +291,7 @@ fn rand4k(mount: &Path, scale: &Scale) -> Result<Figures, String> {
     ])
 }
 
-fn syncwrite(mount: &Path, scale: &Scale) -> Result<Figures, String> {
+fn syncwrite(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let file = mount.join("sync4k");
     let runtime = format!("--runtime={}", scale.seconds);
     let args = [
@@ -306,13 +308,13 @@ fn syncwrite(mount: &Path, scale: &Scale) -> Result<Figures, String> {
     Ok(vec![(SYNCWRITE, iops)])
 }
 
-fn seq(mount: &Path, scale: &Scale) -> Result<Figures, String> {
+fn seq(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let file = mount.join("seq1m");
     let size = format!("--size={}M", scale.file_mib);
     let common = ["--bs=1M", &size, "--ioengine=psync"];
     let write = [&common[..], &["--rw=write", "--end_fsync=1"]].concat();
     let (write, _) = fio(&file, true, &write)?;
-    drop_caches()?;
+    scale.backing.drop_caches()?;
     let (read, _) = fio(&file, false, &[&common[..], &["--rw=read"]].concat())?;
     fs::remove_file(&file).map_err(|err| err.to_string())?;
     Ok(vec![(SEQWRITE, write), (SEQREAD, read)])

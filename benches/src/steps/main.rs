@@ -157,7 +157,7 @@ impl Bench {
         }
         let of = |get: &dyn Fn(&Steps) -> f64| median(&all.iter().map(get).collect::<Vec<_>>());
         let whole = of(&|steps| steps.whole);
-        let calls = of(&|steps| steps.calls as f64);
+        let requests = self.trace.requests().join(", ");
         println!("\n{name:56} {:>9} {:>6}", "us", "share");
         let mut sum = 0.0;
         for (place, step) in STEPS.iter().enumerate() {
@@ -168,10 +168,7 @@ impl Bench {
             }
         }
         println!("  {:54} {sum:>9.1}", "sum of these medians");
-        println!(
-            "  {:54} {whole:>9.1}  ({calls} requests)",
-            "median of the whole"
-        );
+        println!("  {:54} {whole:>9.1}  ({requests})", "median of the whole");
         Ok(())
     }
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use mortar_protocol::env::Mono;
 use mortar_protocol::env_real::mono_now;
+use mortar_protocol::fop::Request;
+use mortar_protocol::frame::Frame;
 use parking_lot::Mutex;
 
 /// Something that takes time.
@@ -31,9 +33,12 @@ struct Event {
     begins: bool,
 }
 
-/// All spans of the operation that is under way.
+/// All spans of the operation that is under way, and the requests made for it.
 #[derive(Default)]
-pub(crate) struct Trace(Mutex<Vec<Event>>);
+pub(crate) struct Trace {
+    events: Mutex<Vec<Event>>,
+    requests: Mutex<Vec<Frame>>,
+}
 
 /// An open span; ends when dropped.
 pub(crate) struct Open {
@@ -49,7 +54,7 @@ impl Drop for Open {
 
 impl Trace {
     fn note(&self, span: Span, begins: bool) {
-        let mut events = self.0.lock();
+        let mut events = self.events.lock();
         // Read under the lock, so that events are in the order of their times.
         let at = mono_now();
         events.push(Event { at, span, begins });
@@ -64,16 +69,34 @@ impl Trace {
         }
     }
 
+    /// Begins a request. It is only kept: what it was is found out later.
+    pub(crate) fn request(self: &Arc<Self>, frame: &Frame) -> Open {
+        self.requests.lock().push(frame.clone());
+        self.open(Span::Call)
+    }
+
+    /// Names of the requests of the last operation.
+    pub(crate) fn requests(&self) -> Vec<&'static str> {
+        let requests = self.requests.lock();
+        let name = |frame: &Frame| match frame.message::<Request>() {
+            Ok(Request::Fop(call)) => call.fop.name(),
+            Ok(Request::Stage(_)) => "stage",
+            _ => "other",
+        };
+        requests.iter().map(name).collect()
+    }
+
     /// Runs an operation and says how much of its time each step took, and the whole, in microseconds.
     pub(crate) fn watch(
         &self,
         operation: impl FnOnce() -> Result<(), String>,
     ) -> Result<Steps, String> {
-        self.0.lock().clear();
+        self.events.lock().clear();
+        self.requests.lock().clear();
         let start = mono_now();
         operation()?;
         let end = mono_now();
-        let events = std::mem::take(&mut *self.0.lock());
+        let events = std::mem::take(&mut *self.events.lock());
         Ok(split(&events, start, end))
     }
 }

@@ -48,7 +48,7 @@ impl<T: Transport> Transport for Traced<T> {
         addrs: &[SocketAddr],
         frame: Frame,
     ) -> BoxFuture<'static, Result<Frame, Lost>> {
-        let open = self.trace.open(Span::Call);
+        let open = self.trace.request(&frame);
         let call = self.inner.call(node, addrs, frame);
         Box::pin(async move {
             let answer = call.await;
