@@ -18,17 +18,25 @@ pub fn text(path: &Path) -> Result<&str, String> {
         .ok_or_else(|| format!("{} is not text", path.display()))
 }
 
+fn is_mounted(dir: &str) -> bool {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    mounts
+        .lines()
+        .any(|line| line.split(' ').nth(1) == Some(dir))
+}
+
 /// Unmounts, at the latest by taking the mount out of the tree.
 pub fn unmount(dir: &Path) {
     let Ok(dir) = text(dir) else { return };
-    for _ in 0..20 {
-        match run("umount", &[dir]) {
-            Err(why) if why.contains("busy") => pause(Duration::from_millis(100)),
-            _ => return,
+    for tries in 0..=20 {
+        if !is_mounted(dir) {
+            return;
         }
-    }
-    if let Err(why) = run("umount", &["-l", dir]) {
-        eprintln!("left mounted: {why}");
+        let lazy: &[&str] = if tries < 20 { &[] } else { &["-l"] };
+        if let Err(why) = run("umount", &[lazy, &[dir]].concat()) {
+            eprintln!("{why}");
+            pause(Duration::from_millis(100));
+        }
     }
 }
 
@@ -103,9 +111,7 @@ impl Backing {
 
 impl Drop for Backing {
     fn drop(&mut self) {
-        if self.bricks().exists() {
-            unmount(&self.bricks());
-        }
+        unmount(&self.bricks());
         // It may not have been made.
         let _ = std::fs::remove_file(&self.image);
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -78,15 +79,20 @@ pub fn check() -> Result<(), String> {
 /// # Errors
 /// Its error output, if it fails or cannot be started.
 pub fn run(program: &str, args: &[&str]) -> Result<String, String> {
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|err| format!("{program}: {err}"))?;
+        .stderr(Stdio::piped());
+    // Once interrupted, what runs takes things down: a second Ctrl-C must not reach it.
+    let cleaning = INTERRUPTED.load(Ordering::SeqCst);
+    if cleaning {
+        command.process_group(0);
+    }
+    let child = command.spawn().map_err(|err| format!("{program}: {err}"))?;
     let id = child.id();
-    if let Some(handle) = open(id) {
+    if !cleaning && let Some(handle) = open(id) {
         RUNNING.lock().insert(id, handle);
     }
     let out = child.wait_with_output();
