@@ -147,7 +147,7 @@ pub(crate) fn make_tar(scratch: &Path) -> Result<PathBuf, String> {
         let size = match next() % 100 {
             0..=49 => 500 + next() % 7_000,
             50..=89 => 7_500 + next() % 22_000,
-            _ => 30_000 + next() % 63_000,
+            _ => 30_000 + next() % 103_000,
         } as usize;
         let mut contents: Vec<u8> = line.iter().copied().cycle().take(size).collect();
         for at in (0..contents.len()).step_by(97) {
