@@ -1,7 +1,7 @@
 //! What the client and the daemon take: idle, while a million files are walked, and under a heavy load.
 //!
 //! ```text
-//! cargo build --release && target/release/memory [--files 1000000]      as root
+//! cargo build --release && target/release/memory [--files 1000000]      as root; some ten minutes
 //! ```
 //!
 //! It starts a replica 3 volume on a backing of its own and mounts it, makes the files through the library, walks
