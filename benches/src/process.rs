@@ -235,12 +235,14 @@ mod tests {
 
     #[test]
     fn a_killed_program_is_gone() {
-        let mut child = Command::new("sleep").arg("4242").spawn().unwrap();
-        assert_eq!(with_argument("4242"), vec![child.id()]);
+        // Only this process starts a program with this argument.
+        let span = format!("{}.25", 1_000 + std::process::id());
+        let mut child = Command::new("sleep").arg(&span).spawn().unwrap();
+        assert_eq!(with_argument(&span), vec![child.id()]);
         let id = child.id();
         let reaper = std::thread::spawn(move || child.wait());
         kill(&[id]);
         assert!(!reaper.join().unwrap().unwrap().success());
-        assert!(with_argument("4242").is_empty());
+        assert!(with_argument(&span).is_empty());
     }
 }
