@@ -68,7 +68,10 @@ fn libraries_stay_in_their_places() {
         ("quinn::", &["protocol/src/transport", "benches", "tests"]),
         ("rustls::", &["protocol/src/transport", "benches", "tests"]),
         ("io_uring::", &["server/src/device", "benches"]),
-        ("fuser::", &["client/src/fuse", "client/src/mount"]),
+        (
+            "fuser::",
+            &["client/src/fuse", "client/src/mount", "benches"],
+        ),
         (
             "redb::",
             &["server/src/tree", "server/src/control", "benches"],

@@ -1,12 +1,15 @@
-//! The GlusterFS side: Debian's glusterfs-server in a network namespace of its own.
+//! The GlusterFS side: Debian's glusterfs-server in a network namespace of its own, with its own working directory and
+//! sockets, so that it stands beside a glusterd that serves this machine.
 //!
 //! glusterd refuses loopback addresses for bricks, so the namespace has one end of a veth pair as 10.77.0.1.
 
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::backing::{Backing, run};
-use crate::{Side, pause};
+use mortar_benches::backing::{Backing, text, unmount};
+use mortar_benches::process::{check, kill, need, pause, run};
+
+use crate::Side;
 
 const ADDRESS: &str = "10.77.0.1";
 
@@ -20,90 +23,93 @@ pub(crate) struct Gluster {
 impl Gluster {
     /// Starts glusterd, creates and mounts the volume.
     pub(crate) fn start(backing: &Backing) -> Result<Self, String> {
-        if run("glusterd", &["--version"]).is_err() {
-            run("apt-get", &["install", "-q", "-y", "glusterfs-server"])
-                .map_err(|err| format!("glusterfs-server cannot be installed ({err})"))?;
-        }
+        need("glusterd", "glusterfs-server")?;
         let work = backing.scratch().join("gluster");
-        let mount = work.join("mnt");
-        let state = work.join("state");
-        for dir in [&work, &mount, &state] {
-            std::fs::create_dir_all(dir).map_err(|err| err.to_string())?;
-        }
-        let namespace = format!("mortar-bench-{}", std::process::id());
-        run("ip", &["netns", "add", &namespace])?;
         let side = Self {
-            namespace,
-            mount,
+            namespace: format!("mortar-bench-{}", std::process::id()),
+            mount: work.join("mnt"),
             work,
         };
-        let ns = side.namespace.as_str();
-        for args in [
-            vec!["link", "set", "lo", "up"],
-            vec![
-                "link", "add", "bench0", "type", "veth", "peer", "name", "bench1",
-            ],
-            vec!["addr", "add", "10.77.0.1/24", "dev", "bench0"],
-            vec!["link", "set", "bench0", "up"],
-            vec!["link", "set", "bench1", "up"],
-        ] {
-            let mut all = vec!["-n", ns];
-            all.extend(args);
-            run("ip", &all)?;
+        for dir in [&side.mount, &side.path("state"), &side.path("run")] {
+            std::fs::create_dir_all(dir).map_err(|err| err.to_string())?;
         }
-        let config = side.work.join("glusterd.vol");
-        let text = format!(
-            "volume management\n type mgmt/glusterd\n option working-directory {}\n option transport-type socket\n \
-             option transport.socket.listen-port 24007\n option ping-timeout 0\n option event-threads 1\nend-volume\n",
-            state.display()
-        );
-        std::fs::write(&config, text).map_err(|err| err.to_string())?;
-        let path = |name: &str| side.work.join(name).display().to_string();
-        side.inside(&[
-            "glusterd",
-            "-f",
-            &path("glusterd.vol"),
-            "-p",
-            &path("pid"),
-            "-l",
-            &path("log"),
-        ])?;
-        let bricks: Vec<String> = (1..=3)
-            .map(|n| {
-                let dir = backing.bricks().join(format!("gluster{n}"));
-                std::fs::create_dir_all(&dir).map_err(|err| err.to_string())?;
-                Ok(format!("{ADDRESS}:{}", dir.display()))
-            })
-            .collect::<Result<_, String>>()?;
-        let mut create = vec![
-            "gluster",
-            "--mode=script",
-            "volume",
-            "create",
-            "bench",
-            "replica",
-            "3",
-        ];
-        create.extend(bricks.iter().map(String::as_str));
-        create.push("force");
-        let mut tries = 0;
-        while let Err(err) = side.inside(&create) {
-            // glusterd answers commands only some seconds after its start.
-            tries += 1;
-            if tries > 20 {
-                return Err(err);
-            }
-            pause(std::time::Duration::from_millis(500));
-        }
-        side.inside(&["gluster", "--mode=script", "volume", "start", "bench"])?;
+        side.make_namespace()?;
+        side.start_daemon()?;
+        side.create_volume(backing)?;
         side.inside(&[
             "mount",
             "-t",
             "glusterfs",
+            "-o",
+            &format!("log-file={}", side.path("mount.log").display()),
             &format!("{ADDRESS}:/bench"),
-            side.mount.to_str().ok_or("path is not text")?,
+            text(&side.mount)?,
         ])?;
         Ok(side)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.work.join(name)
+    }
+
+    fn make_namespace(&self) -> Result<(), String> {
+        run("ip", &["netns", "add", &self.namespace])?;
+        for words in [
+            "link set lo up",
+            "link add bench0 type veth peer name bench1",
+            "addr add 10.77.0.1/24 dev bench0",
+            "link set bench0 up",
+            "link set bench1 up",
+        ] {
+            let mut all = vec!["-n", &self.namespace];
+            all.extend(words.split(' '));
+            run("ip", &all)?;
+        }
+        Ok(())
+    }
+
+    fn start_daemon(&self) -> Result<(), String> {
+        let options = format!(
+            "volume management\n type mgmt/glusterd\n option working-directory {}\n option run-directory {}\n \
+             option glusterd-sockfile {}\n option transport-type socket\n \
+             option transport.socket.listen-port 24007\n option ping-timeout 0\n option event-threads 1\nend-volume\n",
+            self.path("state").display(),
+            self.path("run").display(),
+            self.path("socket").display(),
+        );
+        std::fs::write(self.path("glusterd.vol"), options).map_err(|err| err.to_string())?;
+        let path = |name: &str| self.path(name).display().to_string();
+        let (config, pid, log) = (path("glusterd.vol"), path("pid"), path("log"));
+        self.inside(&["glusterd", "-f", &config, "-p", &pid, "-l", &log])
+            .map(drop)
+    }
+
+    fn create_volume(&self, backing: &Backing) -> Result<(), String> {
+        let mut create = "volume create bench replica 3".to_owned();
+        for n in 1..=3 {
+            let dir = backing.bricks().join(format!("gluster{n}"));
+            std::fs::create_dir_all(&dir).map_err(|err| err.to_string())?;
+            create = format!("{create} {ADDRESS}:{}", dir.display());
+        }
+        let mut tries = 0;
+        while let Err(err) = self.gluster(&format!("{create} force")) {
+            // glusterd answers commands only some seconds after its start.
+            check()?;
+            tries += 1;
+            if tries > 20 {
+                return Err(err);
+            }
+            pause(Duration::from_millis(500));
+        }
+        self.gluster("volume start bench").map(drop)
+    }
+
+    /// Runs a command of the gluster command line.
+    fn gluster(&self, words: &str) -> Result<String, String> {
+        let socket = format!("--glusterd-sock={}", self.path("socket").display());
+        let mut all = vec!["gluster", "--mode=script", &socket];
+        all.extend(words.split(' '));
+        self.inside(&all)
     }
 
     fn inside(&self, args: &[&str]) -> Result<String, String> {
@@ -112,11 +118,19 @@ impl Gluster {
         all.extend(args);
         run("nsenter", &all)
     }
+}
 
-    fn pids(&self) -> Vec<(String, u32)> {
-        let Ok(listed) = run("ip", &["netns", "pids", &self.namespace]) else {
-            return vec![];
-        };
+impl Side for Gluster {
+    fn name(&self) -> &'static str {
+        "gluster"
+    }
+
+    fn mount(&self) -> &Path {
+        &self.mount
+    }
+
+    fn processes(&self) -> Vec<(String, u32)> {
+        let listed = run("ip", &["netns", "pids", &self.namespace]).unwrap_or_default();
         listed
             .lines()
             .filter_map(|line| line.trim().parse().ok())
@@ -128,38 +142,14 @@ impl Gluster {
     }
 }
 
-impl Side for Gluster {
-    fn name(&self) -> &'static str {
-        "gluster"
-    }
-
-    fn mount(&self) -> PathBuf {
-        self.mount.clone()
-    }
-
-    fn processes(&self) -> Vec<(String, u32)> {
-        self.pids()
-    }
-}
-
 impl Drop for Gluster {
     fn drop(&mut self) {
-        let _ = Command::new("umount")
-            .arg("-l")
-            .arg(&self.mount)
-            .stderr(Stdio::null())
-            .status();
-        let _ = self.inside(&[
-            "gluster",
-            "--mode=script",
-            "volume",
-            "stop",
-            "bench",
-            "force",
-        ]);
-        for (_, pid) in self.pids() {
-            let _ = run("kill", &["-9", &pid.to_string()]);
+        unmount(&self.mount);
+        // Everything of this side, and nothing else, runs in the namespace.
+        let pids: Vec<u32> = self.processes().into_iter().map(|(_, pid)| pid).collect();
+        kill(&pids);
+        if let Err(why) = run("ip", &["netns", "del", &self.namespace]) {
+            eprintln!("left over: {why}");
         }
-        let _ = run("ip", &["netns", "del", &self.namespace]);
     }
 }

@@ -1,39 +1,57 @@
 //! Mortar and GlusterFS on the same machine, the same backing and the same workloads, in one run.
 //!
-//! `cargo run --release -p mortar-benches --bin compare` (as root). It writes a backing image once, formats it with XFS,
-//! mounts a replica 3 volume of each side on it, alternates the sides `--rounds` times, and prints a table of medians, spreads
-//! and ratios, and JSON with every figure. GlusterFS runs in a network namespace of its own, with its own working
-//! directory; where it cannot be had, a line says so and Mortar is measured alone.
+//! ```text
+//! cargo build --release && target/release/compare [--json FILE]          as root; some 15 minutes
+//! target/release/compare --only untar,smallfile --rounds 3 --side mortar
+//! ```
+//!
+//! It writes a backing image once, formats it with XFS, mounts a replica 3 volume of each side on it, runs every
+//! workload on one side after the other `--rounds` times, and prints a table of medians, spreads (largest less
+//! smallest figure of a side, in percent of its median) and ratios, and JSON with every figure. `--dir` says where the
+//! image lies: in memory, so that the CPU is the limit, or on a disk. fio, xfsprogs and glusterfs-server are installed
+//! if they are missing; where GlusterFS cannot be had, a line says so and Mortar is measured alone. Both sides have
+//! their default options. Whatever was set up is taken down at the end, after a failure and on Ctrl-C.
 
-mod backing;
 mod gluster;
-mod mortar;
 mod report;
 mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use mortar_benches::backing::Backing;
+use mortar_benches::mortar::Mortar;
+use mortar_benches::process::{catch_signals, check, need};
 
-use backing::Backing;
 use report::Report;
 use workload::{Scale, Workload};
-
-/// Waits between two tries of a command.
-#[allow(clippy::disallowed_methods)] // a measuring program waits on real processes in real time
-pub(crate) fn pause(span: std::time::Duration) {
-    std::thread::sleep(span);
-}
 
 /// A side of the comparison: one mounted volume.
 pub(crate) trait Side {
     /// Name in the table.
     fn name(&self) -> &'static str;
     /// Where its volume is mounted.
-    fn mount(&self) -> PathBuf;
+    fn mount(&self) -> &Path;
     /// Processes whose memory counts: (label, pid).
     fn processes(&self) -> Vec<(String, u32)>;
+}
+
+impl Side for Mortar {
+    fn name(&self) -> &'static str {
+        "mortar"
+    }
+
+    fn mount(&self) -> &Path {
+        Self::mount(self)
+    }
+
+    fn processes(&self) -> Vec<(String, u32)> {
+        let clients = self.clients().into_iter();
+        std::iter::once(("mortard".to_owned(), self.daemon()))
+            .chain(clients.map(|pid| ("mount".to_owned(), pid)))
+            .collect()
+    }
 }
 
 /// Options of the comparison.
@@ -43,9 +61,12 @@ struct Options {
     /// Directory for the backing image: /dev/shm makes the CPU the limit, a directory on disk the disk.
     #[arg(long, default_value = "/dev/shm")]
     dir: PathBuf,
-    /// Size of the backing image in MiB.
+    /// Size of the backing image in MiB; each of Mortar's bricks gets a quarter, GlusterFS the rest.
     #[arg(long, default_value_t = 8192)]
     image_mib: u64,
+    /// Size of the file of the sequential workloads in MiB; the one of the random workloads has half.
+    #[arg(long, default_value_t = 512)]
+    file_mib: u64,
     /// How often the sides alternate.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
@@ -55,15 +76,54 @@ struct Options {
     /// Only these workloads (comma-separated; default all).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
-    /// Only this side: mortar or gluster.
-    #[arg(long)]
+    /// Only this side.
+    #[arg(long, value_parser = ["mortar", "gluster"])]
     side: Option<String>,
-    /// Write all figures as JSON here.
+    /// Write all figures as JSON here as well.
     #[arg(long)]
     json: Option<PathBuf>,
     /// Options for the Mortar mount (-o).
     #[arg(long, default_value = "")]
     mount_options: String,
+}
+
+impl Options {
+    fn workloads(&self) -> Result<Vec<Workload>, String> {
+        let mut all = Workload::all();
+        let names: Vec<_> = all.iter().map(|workload| workload.name).collect();
+        if let Some(name) = self
+            .only
+            .iter()
+            .find(|name| !names.contains(&name.as_str()))
+        {
+            return Err(format!(
+                "no workload '{name}'; there are: {}",
+                names.join(", ")
+            ));
+        }
+        all.retain(|workload| {
+            self.only.is_empty() || self.only.iter().any(|name| name == workload.name)
+        });
+        Ok(all)
+    }
+
+    fn sides(&self, backing: &Backing) -> Result<Vec<Box<dyn Side>>, String> {
+        let mut sides: Vec<Box<dyn Side>> = Vec::new();
+        let wanted = |name: &str| self.side.as_deref().is_none_or(|side| side == name);
+        if wanted("gluster") {
+            match gluster::Gluster::start(backing) {
+                Ok(side) => sides.push(Box::new(side)),
+                Err(why) => println!("GlusterFS is left out: {why}"),
+            }
+            check()?;
+        }
+        if wanted("mortar") {
+            let brick_mib = self.image_mib / 4;
+            let side = Mortar::start(backing, brick_mib, &self.mount_options)?;
+            sides.push(Box::new(side));
+        }
+        Ok(sides)
+    }
 }
 
 fn main() -> ExitCode {
@@ -78,52 +138,31 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), String> {
-    if !rustix::process::geteuid().is_root() {
-        return Err("loop devices, namespaces and dropping caches need root".into());
-    }
-    let all = Workload::all();
-    for name in &options.only {
-        if !all.iter().any(|workload| workload.name == *name) {
-            let names: Vec<_> = all.iter().map(|workload| workload.name).collect();
-            return Err(format!(
-                "no workload '{name}'; there are: {}",
-                names.join(", ")
-            ));
-        }
-    }
+    catch_signals()?;
+    let workloads = options.workloads()?;
+    need("fio", "fio")?;
     let backing = Backing::new(&options.dir, options.image_mib)?;
-    let mut sides: Vec<Box<dyn Side>> = Vec::new();
-    let wanted = |name: &str| options.side.as_deref().is_none_or(|side| side == name);
-    if wanted("gluster") {
-        match gluster::Gluster::start(&backing) {
-            Ok(side) => sides.push(Box::new(side)),
-            Err(why) => println!("GlusterFS is left out: {why}"),
-        }
-    }
-    if wanted("mortar") {
-        sides.push(Box::new(mortar::Mortar::start(
-            &backing,
-            &options.mount_options,
-        )?));
-    }
+    let sides = options.sides(&backing)?;
     let scale = Scale {
+        backing: &backing,
         seconds: options.seconds,
+        file_mib: options.file_mib,
         tar: workload::make_tar(backing.scratch())?,
     };
     let mut report = Report::default();
     for round in 0..options.rounds {
-        for at in 0..sides.len() {
-            // The order of the sides changes with the round, so that neither always runs on a warmer machine.
-            let side = &sides[(at + round as usize) % sides.len()];
-            for workload in &all {
-                if options.only.is_empty() || options.only.iter().any(|name| name == workload.name)
-                {
-                    let figures = (workload.run)(&side.mount(), &scale)
-                        .map_err(|err| format!("{} on {}: {err}", workload.name, side.name()))?;
-                    for (metric, value) in figures {
-                        eprintln!("round {round} {:9} {metric:22} {value:.1}", side.name());
-                        report.add(side.name(), metric, value);
-                    }
+        for workload in &workloads {
+            for at in 0..sides.len() {
+                // The order changes with the round, so that neither side always runs on a warmer machine.
+                let side = &sides[(at + round as usize) % sides.len()];
+                check()?;
+                // Nobody pays for what the one before has left to be written.
+                backing.sync()?;
+                let figures = (workload.run)(side.mount(), &scale)
+                    .map_err(|err| format!("{} on {}: {err}", workload.name, side.name()))?;
+                for (metric, value) in figures {
+                    eprintln!("round {round} {:9} {metric:24} {value:.1}", side.name());
+                    report.add(side.name(), metric, value);
                 }
             }
         }
@@ -134,8 +173,10 @@ fn run(options: &Options) -> Result<(), String> {
         }
     }
     report.print();
+    let json = report.json();
+    println!("{json}");
     if let Some(path) = &options.json {
-        std::fs::write(path, report.json()).map_err(|err| format!("{}: {err}", path.display()))?;
+        std::fs::write(path, json).map_err(|err| format!("{}: {err}", path.display()))?;
     }
     Ok(())
 }

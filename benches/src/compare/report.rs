@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use mortar_benches::process::memory_kib;
+use mortar_benches::stats::{median, spread};
+use serde_json::{Value, json};
+
 use crate::workload::Metric;
 
 /// All figures of a run.
@@ -11,27 +15,11 @@ pub(crate) struct Report {
     memory: Vec<(String, u64)>,
 }
 
-fn sorted(values: &[f64]) -> Vec<f64> {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(values: &[f64]) -> f64 {
-    let values = sorted(values);
-    match values.len() {
-        0 => f64::NAN,
-        n if n % 2 == 1 => values[n / 2],
-        n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
-    }
-}
-
-/// Largest less smallest, in percent of the median.
-fn spread(values: &[f64]) -> f64 {
-    let values = sorted(values);
-    match (values.first(), values.last()) {
-        (Some(low), Some(high)) => (high - low) / median(&values) * 100.0,
-        _ => f64::NAN,
+/// A number, or a dash where there is none.
+fn shown(number: Option<f64>, digits: usize, unit: &str) -> String {
+    match number.filter(|number| number.is_finite()) {
+        Some(number) => format!("{number:.digits$}{unit}"),
+        None => "-".to_owned(),
     }
 }
 
@@ -46,52 +34,71 @@ impl Report {
             .push(value);
     }
 
-    /// Notes the resident memory of a process.
+    /// Notes the resident memory of a process: the most it ever had.
     pub(crate) fn memory(&mut self, side: &str, label: &str, pid: u32) {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let kib = status
-            .lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .unwrap_or(0);
-        self.memory.push((format!("{side} {label}"), kib));
+        let kib = memory_kib(pid, "VmHWM").unwrap_or(0);
+        self.memory.push((format!("{side} {label} {pid}"), kib));
+    }
+
+    /// How many times better Mortar is.
+    fn ratio(metric: &Metric, sides: &BTreeMap<&'static str, Vec<f64>>) -> Option<f64> {
+        let gluster = median(sides.get("gluster")?);
+        let mortar = median(sides.get("mortar")?);
+        Some(if metric.higher_is_better {
+            mortar / gluster
+        } else {
+            gluster / mortar
+        })
     }
 
     /// Prints the table.
     pub(crate) fn print(&self) {
         println!(
-            "\n{:24} {:>12} {:>8} {:>12} {:>8} {:>8} {:>8}",
-            "workload", "gluster", "spread", "mortar", "spread", "ratio", "must"
+            "\n{:24} {:>12} {:>8} {:>12} {:>8} {:>8} {:>6} {:>6}",
+            "workload", "gluster", "spread", "mortar", "spread", "ratio", "must", "aim"
         );
         for (metric, sides) in &self.figures {
-            let side = |name: &str| sides.get(name).map(Vec::as_slice).unwrap_or_default();
-            let (gluster, mortar) = (side("gluster"), side("mortar"));
-            let (a, b) = (median(gluster), median(mortar));
-            let ratio = if metric.higher_is_better {
-                b / a
-            } else {
-                a / b
+            let middle = |name| shown(sides.get(name).map(|found| median(found)), 1, "");
+            let differ = |name| shown(sides.get(name).map(|found| spread(found)), 0, "%");
+            let ratio = Self::ratio(metric, sides);
+            let missed = match (ratio, metric.goal) {
+                (Some(ratio), Some((must, _))) if ratio < must => "  missed",
+                _ => "",
             };
             println!(
-                "{:24} {a:>12.1} {:>7.0}% {b:>12.1} {:>7.0}% {ratio:>7.2}x {:>7.1}x",
+                "{:24} {:>12} {:>8} {:>12} {:>8} {:>8} {:>6} {:>6}{missed}",
                 metric.to_string(),
-                spread(gluster),
-                spread(mortar),
-                metric.must
+                middle("gluster"),
+                differ("gluster"),
+                middle("mortar"),
+                differ("mortar"),
+                shown(ratio, 2, "x"),
+                shown(metric.goal.map(|(must, _)| must), 1, "x"),
+                shown(metric.goal.map(|(_, aim)| aim), 1, "x"),
             );
         }
         for (process, kib) in &self.memory {
-            println!("resident memory: {process}: {} MiB", kib / 1024);
+            println!("most memory: {process}: {} MiB", kib / 1024);
         }
     }
 
     /// All figures as JSON.
     pub(crate) fn json(&self) -> String {
-        let figures: BTreeMap<String, _> = self
-            .figures
-            .iter()
-            .map(|(metric, sides)| (metric.to_string(), sides))
-            .collect();
-        serde_json::json!({ "figures": figures, "memory_kib": self.memory }).to_string()
+        let workload = |(metric, sides): (&Metric, &BTreeMap<&'static str, Vec<f64>>)| {
+            let mut found = serde_json::Map::new();
+            for (side, figures) in sides {
+                found.insert(
+                    (*side).to_owned(),
+                    json!({ "median": median(figures), "spread_percent": spread(figures), "figures": figures }),
+                );
+            }
+            found.insert("ratio".to_owned(), json!(Self::ratio(metric, sides)));
+            found.insert("must".to_owned(), json!(metric.goal.map(|goal| goal.0)));
+            found.insert("aim".to_owned(), json!(metric.goal.map(|goal| goal.1)));
+            found.insert("unit".to_owned(), json!(metric.unit));
+            (metric.name.to_owned(), Value::Object(found))
+        };
+        let workloads: serde_json::Map<_, _> = self.figures.iter().map(workload).collect();
+        json!({ "workloads": workloads, "memory_kib": self.memory }).to_string()
     }
 }
