@@ -13,6 +13,7 @@ pub const DIRS: usize = 2;
 pub type Name = usize;
 
 /// What a client wants.
+#[allow(missing_docs)] // the fields say it: names by number, inodes by id, sizes and offsets in blocks
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Act {
     /// Makes a file or directory.

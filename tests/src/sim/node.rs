@@ -9,7 +9,7 @@ use mortar_protocol::env::Mono;
 use mortar_protocol::fop::Request;
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{BootId, BrickId, NodeId, RunId, SetId};
-use mortar_protocol::peer::PeerFrame;
+use mortar_protocol::peer::{PeerFrame, PeerMessage};
 use mortar_protocol::report::{FromBrick, ToBrick};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Peer, ReplyTo};
@@ -351,7 +351,7 @@ impl World {
         else {
             return;
         };
-        let what = format!("peer {}", frame.envelope.message.name());
+        let what = format!("peer {}", describe(frame));
         let bytes = frame
             .body()
             .and_then(|body| Frame::new(&Request::Peer(frame.envelope.clone()), body));
@@ -408,6 +408,34 @@ impl World {
         });
         let way = (Place::Control, Place::Node(to));
         self.send(way, &what, &encode(&frame), true, &deliver);
+    }
+}
+
+fn describe(frame: &PeerFrame) -> String {
+    match &frame.envelope.message {
+        PeerMessage::State {
+            history,
+            applied,
+            flushed,
+            join,
+        } => {
+            let head = history.head;
+            format!("state {head} applied {applied} flushed {flushed} join {join}")
+        }
+        PeerMessage::Append {
+            prev,
+            commit,
+            announced,
+            flush,
+            ..
+        } => format!(
+            "append {prev}+{} commit {commit} announced {announced} flush {flush}",
+            frame.entries.len()
+        ),
+        PeerMessage::Written {
+            written, flushed, ..
+        } => format!("written {written} flushed {flushed}"),
+        other => other.name().to_owned(),
     }
 }
 

@@ -166,7 +166,7 @@ fn references(contents: &Contents, wrong: &mut Vec<String>) -> Result<(), String
             .store
             .allocated(object, 0, u64::MAX - BLOCK + 1, NEWEST)
             .map_err(|error| error.to_string())?;
-        if !inode.is_dir() && inode.blocks != allocated {
+        if !inode.is_dir() && inode.blocks != allocated * (BLOCK / 512) {
             wrong.push(format!(
                 "inode {id} counts {} blocks, has {allocated}",
                 inode.blocks
