@@ -86,6 +86,8 @@ pub enum BrickEvent {
         epoch: Epoch,
         /// The member.
         member: BrickId,
+        /// Its run.
+        run: RunId,
     },
     /// A write or flush of the brick failed, or its tree is damaged: it serves no more in this run.
     Poisoned {

@@ -45,7 +45,10 @@ impl Volume {
             match self.is_settled(&from, &to, source, target, mode) {
                 Ok(false) => {}
                 _ if guess => continue,
-                Ok(true) => return Ok(Vec::new()),
+                Ok(true) if from == to || self.still_the_same(&from, &to, source).await? => {
+                    return Ok(Vec::new());
+                }
+                Ok(true) => continue,
                 Err(errno) => return Err(errno),
             }
             match self
@@ -98,6 +101,18 @@ impl Volume {
         let (source, target) = futures_util::future::join(source, target).await;
         let source = source?.ok_or(Errno::ENOENT)?.target;
         Ok(Some((source, target?.map(|dirent| dirent.target))))
+    }
+
+    /// Whether both names lead to one inode at the same moment: each was looked up at a time of its own, and a rename
+    /// in between shows an inode under its old and its new name.
+    async fn still_the_same(&self, from: &Name, to: &Name, source: Target) -> Res<bool> {
+        for name in [from, to] {
+            let dirent = self.dirent(name.0, &name.1).await?;
+            if dirent.is_none_or(|dirent| dirent.target.0 != source.0) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether nothing is to be done; or why it cannot be done.

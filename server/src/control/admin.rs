@@ -452,7 +452,8 @@ impl Admin {
     }
 }
 
-fn layout_of(state: &State, volume: &Volume, asker: SocketAddr) -> AdminReply {
+/// What a client is told of a volume: its record, views, and where its nodes are reached.
+pub fn layout_of(state: &State, volume: &Volume, asker: SocketAddr) -> AdminReply {
     let mut nodes = Vec::new();
     for brick in volume.info.sets.iter().flatten() {
         if nodes.iter().any(|(node, _)| *node == brick.node) {

@@ -78,9 +78,11 @@ impl Leader {
                 }
                 _ => {}
             }
-            // A brick that speaks of an older view has not heard of the newest.
+            // A brick that speaks of an older view has not heard of the newest, nor has one that says again that its
+            // view could take effect when it has.
+            let waits = matches!(report.event, BrickEvent::Adopted { .. });
             if let (Some(epoch), Some(current)) = (epoch_of(&report.event), &views.current)
-                && epoch < current.epoch
+                && (epoch < current.epoch || (waits && epoch == current.epoch && current.effective))
             {
                 self.orders
                     .order(report.brick, ToBrick::View(current.clone()));
@@ -367,6 +369,26 @@ mod tests {
         let state = control.state();
         let (_, views) = state.set(view.set).unwrap();
         assert!(views.effective.is_some());
+    }
+
+    #[tokio::test]
+    async fn a_primary_that_did_not_hear_that_its_view_took_effect_is_told_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = started(dir.path()).await;
+        let told = Arc::new(Told::default());
+        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let starts = (1..=3).map(|id| report(id, start_event())).collect();
+        leader.reports(starts, Mono(1)).await.unwrap();
+        let view = told.views(1).pop().unwrap();
+        let adopted = report(view.primary.0, BrickEvent::Adopted { epoch: view.epoch });
+        leader
+            .reports(vec![adopted.clone()], Mono(2))
+            .await
+            .unwrap();
+        told.0.lock().clear();
+        leader.reports(vec![adopted], Mono(3)).await.unwrap();
+        let again = told.views(view.primary.0);
+        assert!(again.last().is_some_and(|view| view.effective), "{again:?}");
     }
 
     #[tokio::test]

@@ -82,7 +82,30 @@ impl Control {
             .set_cache_size(1 << 20)
             .create(&path)
             .map_err(|error| fail(error.to_string()))?;
-        let (found, state) = load(&database).map_err(fail)?;
+        Self::over(path, database)
+    }
+
+    /// A state that lives in memory and ends with it: for simulations.
+    ///
+    /// # Errors
+    /// If there is no memory for it.
+    pub fn in_memory() -> Result<Self, ControlError> {
+        let path = PathBuf::from("memory");
+        let database = Database::builder()
+            .set_cache_size(1 << 20)
+            .create_with_backend(redb::backends::InMemoryBackend::new())
+            .map_err(|error| ControlError::File {
+                path: path.clone(),
+                why: error.to_string(),
+            })?;
+        Self::over(path, database)
+    }
+
+    fn over(path: PathBuf, database: Database) -> Result<Self, ControlError> {
+        let (found, state) = load(&database).map_err(|why| ControlError::File {
+            path: path.clone(),
+            why,
+        })?;
         if found > FORMAT {
             return Err(ControlError::Newer { path, found });
         }

@@ -88,8 +88,9 @@ impl Seen {
                 self.joining.insert(*joiner, (*epoch, *run));
                 self.proposed.insert(*joiner, (*epoch, *run));
             }
-            BrickEvent::CannotFollow { member, .. } => {
-                if let Some(running) = self.bricks.get_mut(member) {
+            BrickEvent::CannotFollow { member, run, .. } => {
+                let running = self.bricks.get_mut(member);
+                if let Some(running) = running.filter(|running| running.run == *run) {
                     running.out = true;
                 }
             }

@@ -13,3 +13,18 @@ mod tests;
 mod volume;
 
 pub use cli::{Args, run};
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::device::Device;
+
+/// What is wrong with the brick on a device: as `mortard brick check`, without changing anything on it.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn problems(device: Arc<dyn Device>) -> Result<Vec<String>, String> {
+    let brick = brick::Brick::on(Path::new("brick"), device, None);
+    let brick = brick.map_err(|error| error.to_string())?;
+    Ok(check::check(&brick).problems)
+}

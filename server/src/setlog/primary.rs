@@ -246,21 +246,17 @@ impl SetLog {
             Some(common) if common.seq >= applied.seq => {
                 peer.known = true;
                 peer.common = common.seq;
-                peer.sent = common.seq;
+                // What a peer has written of this log it keeps: a late copy says less.
+                peer.sent = common.seq.max(peer.written);
                 peer.in_flight.clear();
                 peer.owed = true;
                 peer.heard = self.now;
             }
+            // A copy so late that this log no longer reaches back to it.
+            _ if history.head.seq < peer.written => {}
             _ => {
                 peer.lost = true;
-                let epoch = self.epoch();
-                self.report(
-                    BrickEvent::CannotFollow {
-                        epoch,
-                        member: from,
-                    },
-                    out,
-                );
+                self.cannot_follow(from, run, out);
             }
         }
     }
@@ -410,11 +406,15 @@ impl SetLog {
         let Role::Primary(primary) = &mut self.role else {
             return;
         };
-        let mut strangers = Vec::new();
+        let (mut strangers, mut lost) = (Vec::new(), Vec::new());
         primary.peers.retain(|_, peer| {
             peer.standing != Standing::CatchingUp || now.since(peer.heard) < GONE
         });
         for (brick, peer) in &mut primary.peers {
+            if peer.lost {
+                lost.push((*brick, peer.run));
+                continue;
+            }
             if !peer.known {
                 if repeat {
                     strangers.push(*brick);
@@ -442,6 +442,9 @@ impl SetLog {
                     out,
                 );
             }
+        }
+        for (member, run) in lost.into_iter().filter(|_| repeat) {
+            self.cannot_follow(member, run, out);
         }
         if repeat && adopted && !leads {
             self.report(BrickEvent::Adopted { epoch }, out);
@@ -541,11 +544,12 @@ impl SetLog {
 
     fn give_up(&self, brick: BrickId, peer: &mut Peer, out: &mut Vec<Action>) {
         peer.lost = true;
-        let event = BrickEvent::CannotFollow {
-            epoch: self.epoch(),
-            member: brick,
-        };
-        self.report(event, out);
+        self.cannot_follow(brick, peer.run, out);
+    }
+
+    fn cannot_follow(&self, member: BrickId, run: RunId, out: &mut Vec<Action>) {
+        let epoch = self.epoch();
+        self.report(BrickEvent::CannotFollow { epoch, member, run }, out);
     }
 }
 

@@ -286,6 +286,11 @@ impl Resolved {
                     }
                     resolved.bytes.push((*start, data.clone()));
                 }
+                Op::Zeros(start, data) => {
+                    if !resolved.is_zero() {
+                        resolved.bytes.push((*start, data.clone()));
+                    }
+                }
                 Op::Staged(staged) => {
                     resolved = Self {
                         base: Block::Data {

@@ -26,6 +26,8 @@ pub struct StagedBlock {
 pub(super) enum Op {
     /// Bytes at an offset within the block.
     Bytes(u16, Bytes),
+    /// Zeros at an offset within the block, unless it reads as zeros anyway: a hole stays one.
+    Zeros(u16, Bytes),
     /// The whole block is a staged one.
     Staged(StagedBlock),
     /// The whole block becomes a hole.
@@ -43,7 +45,7 @@ impl Op {
         match self {
             Self::Bytes(start, data) => *start == 0 && data.len() == BLOCK as usize,
             Self::Staged(_) | Self::Hole | Self::Share(..) => true,
-            Self::Reserve | Self::Zero => false,
+            Self::Zeros(..) | Self::Reserve | Self::Zero => false,
         }
     }
 }
@@ -228,7 +230,7 @@ impl Pending {
                 seq,
                 object,
                 (from / BLOCK) as u32,
-                Op::Bytes((from % BLOCK) as u16, data),
+                Op::Zeros((from % BLOCK) as u16, data),
             );
         }
     }

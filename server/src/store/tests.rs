@@ -543,6 +543,21 @@ fn allocated_and_seek_follow_the_blocks() {
 }
 
 #[test]
+fn holes_stay_holes_where_ends_are_zeroed() {
+    let mut run = Run::new();
+    run.step(&Step::Write(0, 5 * 4096, 4096, 1));
+    run.step(&Step::Punch(0, 4096 + 100, 2 * 4096));
+    run.step(&Step::Reserve(0, 5 * 4096 + 100, 50, true));
+    run.step(&Step::Truncate(0, 7 * 4096 + 100));
+    for _ in 0..2 {
+        let at = Seq(u64::MAX);
+        assert_eq!(run.store.allocated(object(0), 0, u64::MAX, at).unwrap(), 1);
+        run.check();
+        run.step(&Step::Announce);
+    }
+}
+
+#[test]
 fn a_flipped_byte_is_an_error_never_wrong_data() {
     let mut run = Run::new();
     run.step(&Step::Stage(0, 0, 4, 9));
