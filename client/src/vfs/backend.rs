@@ -1,6 +1,7 @@
 //! What the Vfs needs of a volume. [`crate::volume::Volume`] is the real one; tests use one in memory.
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::attr::{Attr, Cred, Time};
@@ -23,6 +24,10 @@ pub trait Backend: Send + Sync + 'static {
         parent: InodeId,
         name: Bytes,
     ) -> impl Future<Output = Res<Found>> + Send;
+    /// Attributes of a directory that came with an answer less than `max` ago, and their age.
+    fn recent_dir(&self, _id: InodeId, _max: Duration) -> Option<(Attr, Duration)> {
+        None
+    }
     /// Attributes, merged over the sets for a directory.
     fn getattr(&self, id: InodeId) -> impl Future<Output = Res<Attr>> + Send;
     /// The directory that holds this inode (the first of several; the root holds itself).

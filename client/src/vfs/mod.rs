@@ -241,8 +241,14 @@ impl<B: Backend> Vfs<B> {
 
     /// Attributes from what is known here, and for how long they may be shown.
     pub fn try_getattr(&self, id: InodeId) -> Option<(Attr, Duration)> {
-        let node = self.0.node(id)?;
-        self.0.shown(&node)
+        let core = &self.0;
+        let shown = core.node(id).and_then(|node| core.shown(&node));
+        shown.or_else(|| {
+            // The kernel forgets a directory's attributes with each change in it, and asks before the next one.
+            let ttl = core.options.attr_ttl;
+            let (attr, age) = core.backend.recent_dir(id, ttl)?;
+            Some((core.arrived(attr)?, ttl.saturating_sub(age)))
+        })
     }
 
     /// Attributes, and for how long they may be shown.

@@ -1,6 +1,7 @@
 //! The real [`Backend`]: a connected volume.
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::attr::{Attr, Cred, Time};
@@ -20,6 +21,10 @@ impl Backend for Volume {
         name: Bytes,
     ) -> impl Future<Output = Res<Found>> + Send {
         self.lookup(cred, parent, name)
+    }
+
+    fn recent_dir(&self, id: InodeId, max: Duration) -> Option<(Attr, Duration)> {
+        self.recent_dir(id, max)
     }
 
     fn getattr(&self, id: InodeId) -> impl Future<Output = Res<Attr>> + Send {

@@ -194,9 +194,13 @@ impl Volume {
     }
 
     async fn parts(&self, set: &Set, fop: Fop, how: How) -> Result<Vec<Attr>, Fault> {
+        let sent = self.env().now();
         match self.ask(set, fop, how, Bytes::new()).await?.reply {
             Reply::Parts(attrs) => {
                 let size = self.shard_size();
+                if !self.is_distributed() {
+                    attrs.iter().for_each(|attr| self.0.dirs.saw(attr, sent));
+                }
                 attrs
                     .iter()
                     .for_each(|attr| self.0.files.changed(attr, size));

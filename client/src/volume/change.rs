@@ -81,6 +81,7 @@ impl Volume {
             id,
             time,
         };
+        let sent = self.env().now();
         self.check_sizes(&ops)?;
         let ops = self.clip(id, ops).await?;
         let dir_times = self.dir_times(id, &ops).await?;
@@ -112,6 +113,10 @@ impl Volume {
         };
         if ops.iter().any(|op| !plan::is_data(op)) {
             self.0.parents.forget(id);
+            if attr.kind == FileKind::Dir {
+                self.0.dirs.forget(id);
+                self.0.dirs.saw(&attr, sent);
+            }
         }
         let before = match sum.counters {
             Some((before, _)) if !sum.broken => before,

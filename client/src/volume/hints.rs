@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use mortar_protocol::attr::FileKind;
+use mortar_protocol::attr::{Attr, FileKind};
 use mortar_protocol::env::Mono;
 use mortar_protocol::fop::ParentHint;
 use mortar_protocol::ids::{Gfid, InodeId};
@@ -90,6 +90,39 @@ fn key(parent: InodeId, name: &[u8]) -> u64 {
     parent.hash(&mut hasher);
     name.hash(&mut hasher);
     hasher.finish()
+}
+
+/// Attributes of directories as answers to this client's own changes showed them.
+#[derive(Default)]
+pub(super) struct Dirs(Mutex<Recent<InodeId, (Mono, Attr)>>);
+
+impl Dirs {
+    /// Attributes that came with the answer to a request sent at `at`. Answers may overtake each other: the highest
+    /// change counter stays.
+    pub(super) fn saw(&self, attr: &Attr, at: Mono) {
+        if attr.kind != FileKind::Dir {
+            return;
+        }
+        let (id, mut dirs) = (attr.gfid.id, self.0.lock());
+        if dirs
+            .get(id)
+            .is_none_or(|(_, known)| known.change <= attr.change)
+        {
+            dirs.put(id, (at, *attr));
+        }
+    }
+
+    /// Attributes not older than `max`, and their age.
+    pub(super) fn get(&self, id: InodeId, now: Mono, max: Duration) -> Option<(Attr, Duration)> {
+        let dirs = self.0.lock();
+        let (at, attr) = dirs.get(id)?;
+        let age = now.since(*at);
+        (age < max).then_some((*attr, age))
+    }
+
+    pub(super) fn forget(&self, id: InodeId) {
+        self.0.lock().remove(id);
+    }
 }
 
 /// What directories on other sets give to inodes made in them.

@@ -1,5 +1,7 @@
 //! Names and attributes: lookup, getattr with the parts of a directory merged, listings.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::future::{join, join_all};
 use mortar_protocol::attr::{Attr, Cred, FileKind, Time};
@@ -134,6 +136,15 @@ impl Volume {
         }
         let parts = self.other_parts(id, home).await?;
         Ok(merge(own, &parts))
+    }
+
+    /// Attributes of a directory from the answer to a change of this client, if they are younger than `max`, and their
+    /// age. Only on volumes of one set: else they are merged from several.
+    pub fn recent_dir(&self, id: InodeId, max: Duration) -> Option<(Attr, Duration)> {
+        if self.is_distributed() {
+            return None;
+        }
+        self.0.dirs.get(id, self.env().now(), max)
     }
 
     async fn own_attr(&self, id: InodeId) -> Res<Own> {

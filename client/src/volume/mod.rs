@@ -54,7 +54,7 @@ use parking_lot::RwLock;
 
 use crate::remote::{Cluster, Set};
 use files::Files;
-use hints::{Names, Parents};
+use hints::{Dirs, Names, Parents};
 use paths::Opens;
 
 /// Connecting gives up after this: a mount of a server that is not there fails within 5 s.
@@ -68,6 +68,7 @@ struct Inner {
     cluster: Arc<Cluster>,
     names: Names,
     parents: Parents,
+    dirs: Dirs,
     files: Files,
     opens: Arc<Opens>,
     open_check: RwLock<OpenCheck>,
@@ -98,6 +99,7 @@ impl Volume {
             cluster,
             names: Names::default(),
             parents: Parents::default(),
+            dirs: Dirs::default(),
             files: Files::default(),
             opens,
             open_check: RwLock::new(Arc::new(move |id| check.is_open(id))),

@@ -38,7 +38,8 @@ pub(super) fn apply(work: &mut Working<'_>, parts: &[Part]) -> Result<(), Fault>
     Ok(())
 }
 
-/// Attributes of the inodes that the parts named, as they are now.
+/// Attributes of the inodes that the parts named, as they are now, and where one set holds everything, of the
+/// directories that changed: the kernel asks for those next, and they come with no further round trip.
 ///
 /// # Errors
 /// If the state cannot be read.
@@ -46,6 +47,11 @@ pub(super) fn reply(work: &mut Working<'_>) -> Result<Reply, Fault> {
     let mut attrs = Vec::new();
     for id in std::mem::take(&mut work.named) {
         attrs.extend(work.attr(id)?);
+    }
+    if work.cx.layout.sets().len() == 1 {
+        for dir in work.changed_dirs() {
+            attrs.extend(work.attr(dir)?);
+        }
     }
     Ok(Reply::Parts(attrs))
 }

@@ -300,6 +300,12 @@ impl<'a> Working<'a> {
 
     // Attributes
 
+    /// Directories whose entries this operation changes.
+    pub(super) fn changed_dirs(&self) -> Vec<InodeId> {
+        let changed = self.parts.iter().filter(|(_, slot)| slot.changed);
+        changed.map(|(dir, _)| *dir).collect()
+    }
+
     /// Attributes of an inode as they stand now.
     pub(super) fn attr(&mut self, id: InodeId) -> Result<Option<Attr>, Fault> {
         let is_dir = match self.inode(id)? {

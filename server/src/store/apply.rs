@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use mortar_protocol::entry::Object;
 use mortar_protocol::ids::Seq;
 use mortar_protocol::limits::BLOCK;
+use parking_lot::Mutex;
 
 use super::extents::{self, Block, CHUNK_BLOCKS, Chunk};
 use super::pending::{NEWEST, Op, Pending};
@@ -197,7 +198,7 @@ impl Plan {
     pub(super) fn commit(
         mut self,
         batch: &mut Batch<'_>,
-        alloc: &mut Allocator,
+        alloc: &Mutex<Allocator>,
     ) -> Result<BTreeSet<u64>, StoreError> {
         let mut delta: BTreeMap<u64, i64> = BTreeMap::new();
         for (old, new) in self.chunks.values() {
@@ -216,7 +217,7 @@ impl Plan {
         let mut shared = BTreeSet::new();
         for (at, delta) in delta {
             let key = extents::reference_key(at);
-            let known = alloc.attached(at);
+            let known = alloc.lock().attached(at);
             let before = if known {
                 i64::from(extents::decode_count(batch.get(&key)?.as_ref())?)
             } else {
@@ -225,10 +226,10 @@ impl Plan {
             let after = before + delta;
             let run = Run { start: at, len: 1 };
             if !known && after > 0 {
-                alloc.attach(run);
+                alloc.lock().attach(run);
                 attached.insert(at);
             } else if known && after <= 0 {
-                alloc.free_run(run);
+                alloc.lock().free_run(run);
             }
             if after > 1 {
                 shared.insert(at);

@@ -624,8 +624,9 @@ impl Store {
                 }
             }
             batch.put(META, &meta)?;
-            // The tree takes chunks from the allocator when it commits, so the lock is not held until then.
-            plan.commit(batch, &mut self.alloc.lock()).map_err(|err| {
+            // The tree takes chunks from the allocator whenever its cache is full, not only when it commits: no lock is
+            // held over a put.
+            plan.commit(batch, &self.alloc).map_err(|err| {
                 let text = err.to_string();
                 failure = Some(err);
                 TreeError::Failed(text)

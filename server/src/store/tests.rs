@@ -622,3 +622,37 @@ fn freed_space_is_used_again_before_the_next_checkpoint_is_due() {
         run.check_space();
     }
 }
+
+/// The tree writes pages, and takes chunks for them, as soon as its cache is full: also while extent records are put.
+#[test]
+fn a_batch_larger_than_the_trees_cache_is_applied() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut run = Run::new();
+        for n in 0..24u32 {
+            let mut effects: Vec<Effect> = (0..40u32)
+                .map(|m| Effect::Put {
+                    key: Bytes::from(format!("k{n}-{m}")),
+                    value: vec![n as u8; 8_000].into(),
+                })
+                .collect();
+            // Blocks far apart: an extent record each.
+            effects.extend((0..400u64).map(|m| Effect::Reserve {
+                object: Object {
+                    id: InodeId(1_000 + u64::from(n)),
+                    shard: 0,
+                },
+                offset: m << 22,
+                len: BLOCK,
+                zero: false,
+            }));
+            run.append(effects, Bytes::new(), Model::default());
+        }
+        run.step(&Step::Announce);
+        assert_eq!(run.store.applied(), run.store.head());
+        done.send(()).unwrap();
+    });
+    ended
+        .recv_timeout(std::time::Duration::from_secs(120))
+        .expect("applied without a deadlock");
+}
