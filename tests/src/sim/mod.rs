@@ -122,7 +122,7 @@ fn play(world: &Arc<World>) {
         return world.fail("the last look does not end".to_owned());
     }
     // Sessions of dead clients end, and what they held goes.
-    world.run_until((world.plan.session_timeout + 4) * SECOND, || false);
+    world.run_until((world.plan.session_timeout + 8) * SECOND, || false);
     stop(world);
 }
 
