@@ -333,7 +333,9 @@ impl Brick {
         let silent = self
             .reported
             .is_none_or(|then| now.since(then) >= REPORT_EVERY);
-        if silent && !self.log.is_member() && self.life == Life::Serving {
+        // The answer tells what it must know to serve; it may have learnt of its view from a peer alone.
+        let told = self.log.is_member() && self.shape.is_some() && self.book.is_some();
+        if silent && !told && self.life == Life::Serving {
             self.reported = Some(now);
             if self.storage.poisoned().is_none() {
                 self.report_started();
