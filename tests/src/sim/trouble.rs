@@ -16,7 +16,7 @@ impl World {
             let world = Arc::downgrade(self);
             self.exec.after(span, move || {
                 if let Some(world) = world.upgrade()
-                    && !world.working.lock().is_empty()
+                    && !*world.calm.lock()
                 {
                     world.cause(&trouble);
                 }
@@ -92,9 +92,17 @@ impl World {
         });
     }
 
+    /// All machines lose power: what was not flushed may be lost, also if clients were told that it was done.
+    pub fn black_out(self: &Arc<Self>) {
+        for node in 0..self.nodes.len() {
+            self.kill_node(node, Survival::Random);
+        }
+    }
+
     /// Ends all trouble: everybody runs, everything passes.
     pub fn calm_down(self: &Arc<Self>) {
         self.exec.note("calm");
+        *self.calm.lock() = true;
         {
             let mut net = self.net.lock();
             net.weather = Weather::default();

@@ -53,6 +53,8 @@ pub struct World {
     pub places: Mutex<(Vec<InodeId>, Vec<u64>)>,
     /// Files clients have come across lately.
     pub known: Mutex<Vec<u64>>,
+    /// Nothing goes wrong any more.
+    pub calm: Mutex<bool>,
     /// No machine may lose power before this time.
     pub power_loss: Mutex<u64>,
     /// Why the run has failed.
@@ -98,6 +100,7 @@ impl World {
             working: Mutex::default(),
             places: Mutex::default(),
             known: Mutex::default(),
+            calm: Mutex::default(),
             power_loss: Mutex::default(),
             failures: Mutex::default(),
         });
