@@ -92,7 +92,7 @@ impl World {
         F: Future<Output = ()> + Send,
     {
         let mut load = self.plan.load.clone();
-        let mut rng = Rng::new(load.next() ^ u64::from(client));
+        let mut rng = Rng::new(load.draw() ^ u64::from(client));
         let env: Arc<dyn Env> = SimEnv::new(Arc::clone(&self.exec), client, rng.fork());
         let transport = ClientEnd::new(Arc::clone(self), client);
         let world = Arc::clone(self);

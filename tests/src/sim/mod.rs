@@ -18,8 +18,8 @@
 //! [`plan`] says what a seed means: 3 machines with one brick each or 1 with three, 2 to 4 clients with 1 or 2 tasks
 //! each, what they do, and what goes wrong when ([`plan::Trouble`]). [`load`] has the clients make random calls on 8
 //! names in 2 directories, 3 shared files and whatever files they come across; all calls are written down with their
-//! answers ([`history`]). Then all becomes calm (after a loss of power of all machines, in 3 of 10 seeds), one more client
-//! looks at everything, and the bricks stop. Each seed runs twice, and both traces must be the same.
+//! answers ([`history`]). In 3 of 10 seeds all machines, clients too, lose power in the middle of it. Then all becomes
+//! calm, one more client looks at everything, and the bricks stop. Each seed runs twice, and both traces must be the same.
 //!
 //! # The oracle
 //! - [`oracle::names`]: all answers about names fit one order of the calls (linearizability).
@@ -63,7 +63,7 @@ use std::sync::Arc;
 use exec::SECOND;
 use mortar_protocol::report::ToBrick;
 use mortar_server::device::sim::Survival;
-use world::World;
+use world::{Sabotage, World};
 
 /// What a run showed.
 #[derive(Default)]
@@ -86,7 +86,12 @@ pub struct Outcome {
 
 /// Runs a seed once.
 pub fn run(seed: u64) -> Outcome {
-    let world = match World::new(seed) {
+    run_with(seed, None)
+}
+
+/// Runs a seed once, on a cluster with a planted bug.
+pub fn run_with(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+    let world = match World::new(seed, sabotage) {
         Ok(world) => world,
         Err(why) => {
             return Outcome {
@@ -173,7 +178,10 @@ fn act(world: &Arc<World>) -> Result<usize, String> {
         world.start_client(client);
     }
     world.start_troubles();
-    if !world.run_until(world::LONGEST, idle) {
+    let plan = &world.plan;
+    let half = plan.clients * plan.workers * plan.calls / 2;
+    let over = || idle() || (plan.blackout && world.history.len() >= half as usize);
+    if !world.run_until(world::LONGEST, over) {
         return Err(format!("stuck: {:?} do not end", world.working.lock()));
     }
     if world.plan.blackout {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use mortar_protocol::fop::{Answer, Request};
+use mortar_protocol::fop::{Answer, Fop, Reply, Request};
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::NodeId;
+use mortar_protocol::ids::{Mark, NodeId, Seq};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Identity, Lost, Peer, ReplyTo, Transport};
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::exec::{MICRO, MILLI, SECOND};
 use super::rng::Rng;
-use super::world::World;
+use super::world::{Sabotage, World};
 
 /// An end of the network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -160,7 +160,21 @@ impl World {
                 .after(span, move || give(&answer, Err(Lost::NotSent)));
             return;
         }
+        let frame = &self.spoilt(frame);
         let (what, repeats) = describe(frame);
+        if self.sabotage == Some(Sabotage::SkipFlushes)
+            && let Ok(Request::Fop(call)) = frame.message::<Request>()
+            && matches!(call.fop, Fop::Sync { .. })
+        {
+            let done = Answer {
+                mark: Mark::default(),
+                flushed: Seq(0),
+                result: Ok(Reply::Done),
+            };
+            let frame = Frame::new(&done, Bytes::new()).map_err(|_| Lost::Unknown);
+            self.exec.after(MILLI, move || give(&answer, frame));
+            return;
+        }
         let (world, own) = (Arc::downgrade(self), Arc::clone(&answer));
         let deliver: Deliver = Arc::new(move |bytes| {
             let Some(world) = world.upgrade() else { return };
@@ -191,6 +205,22 @@ impl World {
             self.exec
                 .after(span, move || give(&answer, Err(Lost::Unknown)));
         }
+    }
+
+    /// The request as a sabotaged cluster gets it.
+    fn spoilt(&self, frame: &Frame) -> Frame {
+        if self.sabotage == Some(Sabotage::RunRepeatsAgain)
+            && let Ok(Request::Fop(mut call)) = frame.message::<Request>()
+            && call.repeat
+            && call.number > 0
+        {
+            call.number += 400;
+            call.repeat = false;
+            if let Ok(frame) = Frame::new(&Request::Fop(call), frame.body.clone()) {
+                return frame;
+            }
+        }
+        frame.clone()
     }
 
     /// Carries the answer of a call back; dropped unused, it tells the caller that there will be none.

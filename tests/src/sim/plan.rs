@@ -48,7 +48,7 @@ pub struct Plan {
     pub session_timeout: u64,
     /// `cluster.open-wait`, in seconds.
     pub open_wait: u64,
-    /// All machines lose power when the load is over.
+    /// All machines, clients too, lose power when half of the calls are made.
     pub blackout: bool,
     /// What goes wrong, with its time after the start of the load.
     pub troubles: Vec<(u64, Trouble)>,

@@ -60,7 +60,11 @@ impl World {
                     self.kill_client(*client);
                     let next = client + 100;
                     self.working.lock().insert(next);
-                    self.later(50 * MILLI, move |world| world.start_client(next));
+                    self.later(50 * MILLI, move |world| {
+                        if world.working.lock().contains(&next) {
+                            world.start_client(next);
+                        }
+                    });
                 }
             }
             Trouble::LeaderRestart => self.lead(),
@@ -94,6 +98,11 @@ impl World {
 
     /// All machines lose power: what was not flushed may be lost, also if clients were told that it was done.
     pub fn black_out(self: &Arc<Self>) {
+        *self.calm.lock() = true;
+        let clients: Vec<u32> = self.working.lock().iter().copied().collect();
+        for client in clients {
+            self.kill_client(client);
+        }
         for node in 0..self.nodes.len() {
             self.kill_node(node, Survival::Random);
         }
