@@ -360,7 +360,8 @@ impl Hands {
             8
         };
         let count = rng.range(1, largest + 1);
-        match rng.below(16) {
+        let kinds = if self.world.plan.blackout { 22 } else { 16 };
+        match rng.below(kinds) {
             0..=4 => Act::Write { id, offset, count },
             5 | 6 => Act::Append { id, count },
             7 => Act::Truncate {

@@ -103,8 +103,12 @@ impl World {
         for client in clients {
             self.kill_client(client);
         }
+        let survival = match self.rng.lock().below(3) {
+            0 => Survival::Nothing,
+            _ => Survival::Random,
+        };
         for node in 0..self.nodes.len() {
-            self.kill_node(node, Survival::Random);
+            self.kill_node(node, survival);
         }
     }
 
