@@ -20,6 +20,8 @@ use super::world::{VOLUME, World};
 const FILES: u64 = 3;
 /// Clients from this number on prepare and look, they do not load.
 pub const FIRST_HELPER: u32 = 1_000;
+/// Blocks of the longest append: less than what is staged.
+const LONGEST_APPEND: u64 = 100;
 /// Blocks that files are written up to.
 const EXTENT: u64 = 64;
 
@@ -363,7 +365,11 @@ impl Hands {
         let kinds = if self.world.plan.blackout { 22 } else { 16 };
         match rng.below(kinds) {
             0..=4 => Act::Write { id, offset, count },
-            5 | 6 => Act::Append { id, count },
+            // Longer ones are several entries: a truncation may come between them.
+            5 | 6 => Act::Append {
+                id,
+                count: count.min(LONGEST_APPEND),
+            },
             7 => Act::Truncate {
                 id,
                 size: rng.below(EXTENT),
