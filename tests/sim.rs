@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use mortar_protocol::env_real::wall_now;
+use mortar_tests::sim::world::Sabotage;
 use mortar_tests::sim::{self, Outcome};
 
 /// Fresh seeds of one run.
@@ -69,4 +70,29 @@ fn fresh_seeds() {
         sum.undecided as u64 * 20 <= count,
         "the oracle gives up too often"
     );
+}
+
+/// Looks for a seed that shows a planted bug.
+fn finds(sabotage: Sabotage) {
+    let shown = (1..=60).find_map(|seed| {
+        let failures = sim::run_with(seed, Some(sabotage)).failures;
+        failures.into_iter().next().map(|why| (seed, why))
+    });
+    let (seed, why) = shown.expect("60 seeds do not show the planted bug");
+    eprintln!("{sabotage:?}: seed {seed}: {why}");
+}
+
+#[test]
+fn acknowledging_before_all_have_written_is_found() {
+    finds(Sabotage::AcknowledgeUnwritten);
+}
+
+#[test]
+fn a_skipped_flush_is_found() {
+    finds(Sabotage::SkipFlushes);
+}
+
+#[test]
+fn running_a_repeat_again_is_found() {
+    finds(Sabotage::RunRepeatsAgain);
 }

@@ -100,6 +100,10 @@ impl Storage for Store {
         })
     }
 
+    fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, Fault> {
+        Self::read_attached(self, seq, id).map_err(|err| read_fault(&err))
+    }
+
     fn drop_stages(&mut self, session: SessionId) {
         Self::drop_stages(self, session);
     }

@@ -247,7 +247,7 @@ impl Brick {
                 let wanted = self
                     .arriving
                     .front()
-                    .is_some_and(|entry| attaches(entry, stage));
+                    .is_some_and(|entry| attaches(entry, stage, &frame.data));
                 if wanted && self.storage.stage_info(stage).is_none() {
                     self.storage.stage(stage, frame.data, Box::new(done));
                 }
@@ -256,30 +256,12 @@ impl Brick {
         }
     }
 
-    /// The bytes that an entry of this log attaches, as of that entry.
+    /// The bytes that an entry of this log attaches.
     fn stage_bytes(&self, at: Pos, stage: mortar_protocol::ids::StageId) -> Option<Bytes> {
-        let prev = self.log.position(Seq(at.seq.0.checked_sub(1)?))?;
-        let entry = self
-            .storage
-            .entries_after(prev, 1)
-            .ok()?
-            .into_iter()
-            .next()?;
-        if entry.pos != at {
+        if self.log.position(at.seq) != Some(at) {
             return None;
         }
-        entry.effects.iter().find_map(|effect| match effect {
-            Effect::Attach {
-                object,
-                offset,
-                stage: found,
-                crcs,
-            } if *found == stage => {
-                let len = crcs.len() * BLOCK as usize;
-                self.storage.read_now(*object, *offset, len, at.seq).ok()
-            }
-            _ => None,
-        })
+        self.storage.read_attached(at.seq, stage).ok()
     }
 
     fn send(&mut self, to: BrickId, message: PeerMessage, data: Bytes) {
@@ -351,7 +333,9 @@ impl Brick {
         let silent = self
             .reported
             .is_none_or(|then| now.since(then) >= REPORT_EVERY);
-        if silent && !self.log.is_member() && self.life == Life::Serving {
+        // The answer tells what it must know to serve; it may have learnt of its view from a peer alone.
+        let told = self.log.is_member() && self.shape.is_some() && self.book.is_some();
+        if silent && !told && self.life == Life::Serving {
             self.reported = Some(now);
             if self.storage.poisoned().is_none() {
                 self.report_started();
@@ -746,10 +730,17 @@ fn recover(storage: &dyn Storage, now: Mono) -> (History, Sessions) {
     (history, sessions)
 }
 
-fn attaches(entry: &Entry, stage: mortar_protocol::ids::StageId) -> bool {
-    let same =
-        |effect: &Effect| matches!(effect, Effect::Attach { stage: found, .. } if *found == stage);
-    entry.effects.iter().any(same)
+/// Whether the entry attaches these bytes as this stage.
+fn attaches(entry: &Entry, stage: mortar_protocol::ids::StageId, data: &Bytes) -> bool {
+    entry.effects.iter().any(|effect| match effect {
+        Effect::Attach {
+            stage: found, crcs, ..
+        } if *found == stage => {
+            let held = data.chunks(BLOCK as usize).map(crc32fast::hash);
+            held.eq(crcs.iter().copied())
+        }
+        _ => false,
+    })
 }
 
 /// The runs to name in the superblock once `run` is a member, given what it names now.

@@ -84,6 +84,11 @@ pub trait Storage: LogReader + Send {
     fn stage(&mut self, id: StageId, data: Bytes, done: StageDone);
     /// A stage that is held.
     fn stage_info(&self, id: StageId) -> Option<HeldStage>;
+    /// The bytes that an entry of the log attached, whatever has overwritten them since.
+    ///
+    /// # Errors
+    /// [`Fault::Corrupt`] if the log no longer holds the entry, or they cannot be read.
+    fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, Fault>;
     /// Forgets the stages of a session that has ended.
     fn drop_stages(&mut self, session: SessionId);
 

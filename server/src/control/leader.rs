@@ -106,8 +106,33 @@ impl Leader {
             let volume = state.volumes.get(&set.volume);
             volume.is_some_and(|volume| volume.info.state == VolumeState::Started)
         });
-        let sets = self.seen.keys().copied().collect();
-        self.decide(sets, now).await
+        let sets: BTreeSet<SetId> = self.seen.keys().copied().collect();
+        self.decide(sets.clone(), now).await?;
+        self.remind(&sets);
+        Ok(())
+    }
+
+    /// Orders may be lost: members that have not been heard of are asked, and a view that does not take effect is sent
+    /// again.
+    fn remind(&self, sets: &BTreeSet<SetId>) {
+        let state = self.control.state();
+        for set in sets {
+            let views = state.set(*set).map(|(_, views)| views);
+            let (Some(view), Some(seen)) = (
+                views.and_then(|views| views.current.as_ref()),
+                self.seen.get(set),
+            ) else {
+                continue;
+            };
+            for member in &view.members {
+                if !seen.has_heard(member.brick) {
+                    self.orders.order(member.brick, ToBrick::Report);
+                }
+                if !view.effective {
+                    self.orders.order(member.brick, ToBrick::View(view.clone()));
+                }
+            }
+        }
     }
 
     /// To be called after the control plane's state has changed: bricks learn of changed options.
@@ -389,6 +414,35 @@ mod tests {
         leader.reports(vec![adopted], Mono(3)).await.unwrap();
         let again = told.views(view.primary.0);
         assert!(again.last().is_some_and(|view| view.effective), "{again:?}");
+    }
+
+    #[tokio::test]
+    async fn what_members_may_have_missed_is_sent_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let control = started(dir.path()).await;
+        let told = Arc::new(Told::default());
+        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let starts = (1..=3).map(|id| report(id, start_event())).collect();
+        leader.reports(starts, Mono(1)).await.unwrap();
+        told.0.lock().clear();
+        leader.tick(Mono(2)).await.unwrap();
+        assert_eq!((1..=3).map(|id| told.views(id).len()).sum::<usize>(), 3);
+        // A leader that has just begun to lead asks the members it does not know.
+        let mut other = Leader::new(control, Arc::clone(&told) as _);
+        other
+            .reports(vec![report(1, start_event())], Mono(3))
+            .await
+            .unwrap();
+        told.0.lock().clear();
+        other.tick(Mono(4)).await.unwrap();
+        let asked: Vec<BrickId> = told
+            .0
+            .lock()
+            .iter()
+            .filter(|(_, order)| *order == ToBrick::Report)
+            .map(|(id, _)| *id)
+            .collect();
+        assert_eq!(asked, [BrickId(2), BrickId(3)]);
     }
 
     #[tokio::test]

@@ -108,6 +108,11 @@ impl Seen {
         }
     }
 
+    /// Whether a brick has said anything.
+    pub fn has_heard(&self, brick: BrickId) -> bool {
+        self.bricks.contains_key(&brick)
+    }
+
     fn standing(&self, member: &Member) -> Standing {
         match self.bricks.get(&member.brick) {
             None => Standing::Unheard,

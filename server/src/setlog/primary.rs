@@ -175,8 +175,12 @@ pub(crate) fn weight(entry: &Entry) -> usize {
 }
 
 impl SetLog {
-    /// Takes over as the primary of a new view: the own log stands whole, the view's entry follows it.
+    /// Takes over as the primary of a new view: the own log stands whole, the view's entry follows it. What it accepted
+    /// and has not written (it may lack a stage) nobody was promised.
     pub(super) fn begin_view(&mut self, view: View, out: &mut Vec<Action>) {
+        if self.written < self.history.head.seq {
+            self.cut(self.written, out);
+        }
         let others = view
             .members
             .iter()

@@ -835,6 +835,38 @@ impl Store {
         Ok(out.into())
     }
 
+    /// The bytes that the entry `seq` attached, for a peer that lacks them, as long as the log holds it: until the
+    /// checkpoint that releases the entry, blocks that later entries freed are not used again.
+    ///
+    /// # Errors
+    /// If the log no longer holds the entry, it attaches no such stage, or its blocks cannot be read.
+    pub fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, ReadError> {
+        let read = self.wal.read_entry(seq).map_err(|_| ReadError::Corrupt)?;
+        let found = read.stages.iter().find(|(found, _)| *found == id);
+        let (_, runs) = found.ok_or(ReadError::Corrupt)?;
+        let crcs = read.entry.effects.iter().find_map(|effect| match effect {
+            Effect::Attach { stage, crcs, .. } if *stage == id => Some(crcs),
+            _ => None,
+        });
+        let mut out = Vec::new();
+        for (start, len) in runs {
+            let from = out.len();
+            out.resize(from + *len as usize * BLOCK as usize, 0);
+            let at = self.extents_at() + start * BLOCK;
+            self.device
+                .read_at(at, &mut out[from..])
+                .map_err(ReadError::Io)?;
+        }
+        let sound = |crcs: &Vec<u32>| {
+            let held = out.chunks_exact(BLOCK as usize).map(crc32fast::hash);
+            held.eq(crcs.iter().copied())
+        };
+        match crcs {
+            Some(crcs) if sound(crcs) => Ok(out.into()),
+            _ => Err(ReadError::Corrupt),
+        }
+    }
+
     /// Gives a stage back that failed or will not be attached.
     pub fn drop_stage(&mut self, id: StageId) {
         if self.stages.get(&id).is_some_and(|stage| !stage.attached)

@@ -558,6 +558,25 @@ fn holes_stay_holes_where_ends_are_zeroed() {
 }
 
 #[test]
+fn what_an_entry_attached_is_there_as_long_as_the_log_has_it() {
+    let mut run = Run::new();
+    run.step(&Step::Stage(0, 0, 4, 9));
+    let (seq, session) = (run.store.head().seq, SessionId(1));
+    let id = StageId {
+        session,
+        number: run.stage,
+    };
+    run.step(&Step::Announce);
+    run.step(&Step::Write(0, 0, 4 * 4096, 5));
+    run.step(&Step::Announce);
+    let data = run.store.read_now(object(0), 0, 4096, Seq(u64::MAX));
+    assert_eq!(data.unwrap()[0], 5);
+    let attached = run.store.read_attached(seq, id).unwrap();
+    assert_eq!((attached.len(), attached[0]), (4 * 4096, 9));
+    assert!(run.store.read_attached(seq.next(), id).is_err());
+}
+
+#[test]
 fn a_flipped_byte_is_an_error_never_wrong_data() {
     let mut run = Run::new();
     run.step(&Step::Stage(0, 0, 4, 9));

@@ -294,7 +294,7 @@ impl Env for SimEnv {
     }
 
     fn random(&self) -> u64 {
-        self.rng.lock().next()
+        self.rng.lock().draw()
     }
 
     fn sleep(&self, span: Duration) -> BoxFuture<'static, ()> {

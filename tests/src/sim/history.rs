@@ -120,6 +120,16 @@ impl History {
         self.0.lock()[number].answer = Some((end, told));
     }
 
+    /// Number of calls so far.
+    pub fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    /// Whether nothing was called.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// All calls so far.
     pub fn records(&self) -> Vec<Record> {
         self.0.lock().clone()

@@ -20,6 +20,8 @@ use super::world::{VOLUME, World};
 const FILES: u64 = 3;
 /// Clients from this number on prepare and look, they do not load.
 pub const FIRST_HELPER: u32 = 1_000;
+/// Blocks of the longest append: less than what is staged.
+const LONGEST_APPEND: u64 = 100;
 /// Blocks that files are written up to.
 const EXTENT: u64 = 64;
 
@@ -92,7 +94,7 @@ impl World {
         F: Future<Output = ()> + Send,
     {
         let mut load = self.plan.load.clone();
-        let mut rng = Rng::new(load.next() ^ u64::from(client));
+        let mut rng = Rng::new(load.draw() ^ u64::from(client));
         let env: Arc<dyn Env> = SimEnv::new(Arc::clone(&self.exec), client, rng.fork());
         let transport = ClientEnd::new(Arc::clone(self), client);
         let world = Arc::clone(self);
@@ -360,9 +362,14 @@ impl Hands {
             8
         };
         let count = rng.range(1, largest + 1);
-        match rng.below(16) {
+        let kinds = if self.world.plan.blackout { 22 } else { 16 };
+        match rng.below(kinds) {
             0..=4 => Act::Write { id, offset, count },
-            5 | 6 => Act::Append { id, count },
+            // Longer ones are several entries: a truncation may come between them.
+            5 | 6 => Act::Append {
+                id,
+                count: count.min(LONGEST_APPEND),
+            },
             7 => Act::Truncate {
                 id,
                 size: rng.below(EXTENT),

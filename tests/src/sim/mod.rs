@@ -1,4 +1,47 @@
-//! The simulated cluster. (Documentation follows below.)
+//! The simulated cluster: a whole replicated volume in one process, on virtual time, from one seed.
+//!
+//! # What is real
+//! The bricks ([`mortar_server::brick::Core`] with the namespace's rules over [`mortar_server::store::Store`]), the
+//! control plane's state machine and leader, and the client library ([`mortar_client::volume::Volume`]). They meet
+//! through the seams that production has too:
+//!
+//! | seam | here |
+//! |---|---|
+//! | `Env` | [`exec`]: one thread, one queue of timed events; which ready task runs next is drawn from the seed |
+//! | `Transport`, messages between bricks, reports, orders | [`net`]: every message is encoded and decoded; it may be lost, late, repeated, or cut off one way |
+//! | `Device` | [`mortar_server::device::sim::SimDisk`]: operations complete late and out of order; a power loss tears what was not flushed. Checkpoints, which production runs on a worker thread, run within one event |
+//! | the daemon's threads | [`node`]: each machine is one core, run shortly after something arrived and every 100 ms |
+//!
+//! Not simulated: QUIC, the FUSE mount, the management requests beside layouts and sessions.
+//!
+//! # A run
+//! [`plan`] says what a seed means: 3 machines with one brick each or 1 with three, 2 to 4 clients with 1 or 2 tasks
+//! each, what they do, and what goes wrong when ([`plan::Trouble`]). [`load`] has the clients make random calls on 8
+//! names in 2 directories, 3 shared files and whatever files they come across; all calls are written down with their
+//! answers ([`history`]). In 3 of 10 seeds all machines, clients too, lose power in the middle of it. Then all becomes
+//! calm, one more client looks at everything, and the bricks stop. Each seed runs twice, and both traces must be the same.
+//!
+//! # The oracle
+//! - [`oracle::names`]: all answers about names fit one order of the calls (linearizability).
+//! - [`oracle::data`]: so do all answers about each file. Every block of 512 bytes is tagged ([`tags`]), so that a torn,
+//!   misplaced, lost or stale block is seen, and a write must be seen whole or not at all.
+//! - [`oracle::promises`]: after the loss of power, nothing that fsync had promised is older than it was.
+//! - [`oracle::bricks`]: members are equal, references lead somewhere, counters count what is there, `brick check` finds
+//!   nothing (so space is accounted to the block), and nothing is left of sessions, orphans and transactions.
+//! - No call hangs, every member comes back, no brick is poisoned.
+//!
+//! # Looking at a seed
+//! `cargo sim SEED --trace` prints the trace, then what was found. A line is the virtual time in seconds and
+//! - `c2 call 31 Create { .. }` and `c2 31 -> Made(..)`: a call of client 2 and its answer; the oracle names calls by
+//!   these numbers;
+//! - `c2>n0 Commit 4#17! 9f2c55a1/89 [120]`: a message from client 2 to machine 0: request 17 of session 4 (`!`: marked as
+//!   a repeat), checksum and length, and the delays in microseconds after which its copies arrive; `lost[]` and `cut[]`
+//!   say that none does;
+//! - `n0>n1 peer append 2.35+1 commit 34 ..`: a message of the set log: one entry behind entry 35 of epoch 2;
+//! - `TROUBLE ..`, `kill n1 Random`, `start n1`, `frozen n1 true`, `calm`, `stop`: what happened to the cluster.
+//!
+//! `cargo sim SEED --count N` runs N seeds. One that failed goes into [`regressions`] with its reason. A change of the
+//! plan or the load gives seeds another meaning: what a regression is about should have a test of its own, too.
 
 pub mod control;
 pub mod exec;
@@ -20,7 +63,7 @@ use std::sync::Arc;
 use exec::SECOND;
 use mortar_protocol::report::ToBrick;
 use mortar_server::device::sim::Survival;
-use world::World;
+use world::{Sabotage, World};
 
 /// What a run showed.
 #[derive(Default)]
@@ -43,7 +86,12 @@ pub struct Outcome {
 
 /// Runs a seed once.
 pub fn run(seed: u64) -> Outcome {
-    let world = match World::new(seed) {
+    run_with(seed, None)
+}
+
+/// Runs a seed once, on a cluster with a planted bug.
+pub fn run_with(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+    let world = match World::new(seed, sabotage) {
         Ok(world) => world,
         Err(why) => {
             return Outcome {
@@ -52,7 +100,7 @@ pub fn run(seed: u64) -> Outcome {
             };
         }
     };
-    play(&world);
+    let look = play(&world);
     let records = world.history.records();
     let mut outcome = Outcome {
         failures: world.failures(),
@@ -63,8 +111,17 @@ pub fn run(seed: u64) -> Outcome {
         ..Outcome::default()
     };
     if outcome.failures.is_empty() {
-        let findings = oracle::check(&records);
+        // After a blackout only what was flushed has to be there.
+        let upto = if world.plan.blackout {
+            look
+        } else {
+            records.len()
+        };
+        let findings = oracle::check(&records[..upto]);
         outcome.failures = findings.violations;
+        outcome
+            .failures
+            .extend(oracle::promises::check(&records, look));
         outcome.undecided = findings.undecided;
         outcome.failures.extend(check_bricks(&world));
     }
@@ -94,7 +151,19 @@ pub fn run_twice(seed: u64) -> Outcome {
     first
 }
 
-fn play(world: &Arc<World>) {
+/// The course of a run; gives the number of the first call of the last look.
+fn play(world: &Arc<World>) -> usize {
+    match act(world) {
+        Ok(look) => look,
+        Err(why) => {
+            world.fail(why);
+            0
+        }
+    }
+}
+
+fn act(world: &Arc<World>) -> Result<usize, String> {
+    let must = |done: bool, why: &str| if done { Ok(()) } else { Err(why.to_owned()) };
     world.exec.note(&format!("{:?}", world.plan));
     world.lead();
     world.tick_leader();
@@ -103,31 +172,36 @@ fn play(world: &Arc<World>) {
     }
     let idle = || world.working.lock().is_empty();
     world.prepare();
-    if !world.run_until(60 * SECOND, idle) {
-        return world.fail("the cluster does not begin to serve".to_owned());
-    }
+    let began = world.run_until(60 * SECOND, idle);
+    must(began, "the cluster does not begin to serve")?;
     for client in 0..world.plan.clients {
         world.start_client(client);
     }
     world.start_troubles();
-    if !world.run_until(world::LONGEST, idle) {
-        return world.fail(format!("stuck: {:?} do not end", world.working.lock()));
+    let plan = &world.plan;
+    let half = plan.clients * plan.workers * plan.calls / 2;
+    let over = || idle() || (plan.blackout && world.history.len() >= half as usize);
+    if !world.run_until(world::LONGEST, over) {
+        return Err(format!("stuck: {:?} do not end", world.working.lock()));
+    }
+    if world.plan.blackout {
+        world.black_out();
     }
     world.calm_down();
-    if !world.run_until(60 * SECOND, || world.is_whole()) {
-        return world.fail("not every member comes back".to_owned());
-    }
+    let whole = world.run_until(60 * SECOND, || world.is_whole());
+    must(whole, "not every member comes back")?;
+    let look = world.history.records().len();
     world.look_at_all();
-    if !world.run_until(120 * SECOND, idle) {
-        return world.fail("the last look does not end".to_owned());
-    }
+    let looked = world.run_until(120 * SECOND, idle);
+    must(looked, "the last look does not end")?;
     // Sessions of dead clients end, and what they held goes.
-    world.run_until((world.plan.session_timeout + 4) * SECOND, || false);
-    stop(world);
+    world.run_until((world.plan.session_timeout + 8) * SECOND, || false);
+    stop(world)?;
+    Ok(look)
 }
 
 /// Stops all bricks in good order.
-fn stop(world: &Arc<World>) {
+fn stop(world: &Arc<World>) -> Result<(), String> {
     world.exec.note("stop");
     world.stop_leading();
     let mut bricks = Vec::new();
@@ -139,11 +213,12 @@ fn stop(world: &Arc<World>) {
     }
     let all = bricks.len();
     if !world.run_until(20 * SECOND, || world.stopped.lock().len() == all) {
-        return world.fail("not every brick stops in good order".to_owned());
+        return Err("not every brick stops in good order".to_owned());
     }
     for node in 0..world.nodes.len() {
         world.kill_node(node, Survival::Process);
     }
+    Ok(())
 }
 
 fn check_bricks(world: &Arc<World>) -> Vec<String> {

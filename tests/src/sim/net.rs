@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use mortar_protocol::fop::Request;
+use mortar_protocol::fop::{Answer, Fop, Reply, Request};
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::NodeId;
+use mortar_protocol::ids::{Mark, NodeId, Seq};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Identity, Lost, Peer, ReplyTo, Transport};
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::exec::{MICRO, MILLI, SECOND};
 use super::rng::Rng;
-use super::world::World;
+use super::world::{Sabotage, World};
 
 /// An end of the network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -97,9 +97,9 @@ impl Net {
 /// Takes a message where it arrives; once per copy.
 pub type Deliver = Arc<dyn Fn(Bytes) + Send + Sync>;
 /// Where the answer of a call goes; whoever takes the sender first answers.
-type Answer = Arc<Mutex<Option<oneshot::Sender<Result<Frame, Lost>>>>>;
+type Waiter = Arc<Mutex<Option<oneshot::Sender<Result<Frame, Lost>>>>>;
 
-fn give(answer: &Answer, result: Result<Frame, Lost>) {
+fn give(answer: &Waiter, result: Result<Frame, Lost>) {
     let sender = answer.lock().take();
     if let Some(sender) = sender {
         // The caller may have given up.
@@ -151,7 +151,7 @@ impl World {
     }
 
     /// A request of a client is on its way, or not.
-    fn request(self: &Arc<Self>, from: Place, node: usize, frame: &Frame, answer: Answer) {
+    fn request(self: &Arc<Self>, from: Place, node: usize, frame: &Frame, answer: Waiter) {
         let to = Place::Node(node);
         if !self.nodes[node].is_up() {
             let span = self.net.lock().rng.range(5 * MILLI, 50 * MILLI);
@@ -160,7 +160,21 @@ impl World {
                 .after(span, move || give(&answer, Err(Lost::NotSent)));
             return;
         }
+        let frame = &self.spoilt(frame);
         let (what, repeats) = describe(frame);
+        if self.sabotage == Some(Sabotage::SkipFlushes)
+            && let Ok(Request::Fop(call)) = frame.message::<Request>()
+            && matches!(call.fop, Fop::Sync { .. })
+        {
+            let done = Answer {
+                mark: Mark::default(),
+                flushed: Seq(0),
+                result: Ok(Reply::Done),
+            };
+            let frame = Frame::new(&done, Bytes::new()).map_err(|_| Lost::Unknown);
+            self.exec.after(MILLI, move || give(&answer, frame));
+            return;
+        }
         let (world, own) = (Arc::downgrade(self), Arc::clone(&answer));
         let deliver: Deliver = Arc::new(move |bytes| {
             let Some(world) = world.upgrade() else { return };
@@ -193,8 +207,24 @@ impl World {
         }
     }
 
+    /// The request as a sabotaged cluster gets it.
+    fn spoilt(&self, frame: &Frame) -> Frame {
+        if self.sabotage == Some(Sabotage::RunRepeatsAgain)
+            && let Ok(Request::Fop(mut call)) = frame.message::<Request>()
+            && call.repeat
+            && call.number > 0
+        {
+            call.number += 400;
+            call.repeat = false;
+            if let Ok(frame) = Frame::new(&Request::Fop(call), frame.body.clone()) {
+                return frame;
+            }
+        }
+        frame.clone()
+    }
+
     /// Carries the answer of a call back; dropped unused, it tells the caller that there will be none.
-    fn reply(self: &Arc<Self>, way: (Place, Place), answer: Answer) -> ReplyTo {
+    fn reply(self: &Arc<Self>, way: (Place, Place), answer: Waiter) -> ReplyTo {
         let mut back = Back {
             world: Arc::downgrade(self),
             way,
@@ -207,7 +237,7 @@ impl World {
 struct Back {
     world: std::sync::Weak<World>,
     way: (Place, Place),
-    answer: Option<Answer>,
+    answer: Option<Waiter>,
 }
 
 impl Back {
@@ -219,7 +249,7 @@ impl Back {
             Some(frame) => {
                 let deliver: Deliver =
                     Arc::new(move |bytes| give(&answer, decode(&bytes).map_err(|_| Lost::Unknown)));
-                world.send(self.way, "answer", &encode(frame), true, &deliver);
+                world.send(self.way, &answered(frame), &encode(frame), true, &deliver);
             }
             None => {
                 let deliver: Deliver = Arc::new(move |_| give(&answer, Err(Lost::Unknown)));
@@ -232,6 +262,18 @@ impl Back {
 impl Drop for Back {
     fn drop(&mut self) {
         self.send(None);
+    }
+}
+
+/// What an answer is: a fault is named.
+fn answered(frame: &Frame) -> String {
+    match frame.message::<Answer>().map(|answer| answer.result) {
+        Ok(Err(fault)) => {
+            let debug = format!("{fault:?}");
+            let name = debug.split(['{', ' ']).next().unwrap_or_default();
+            format!("answer {}", name.trim_end_matches("(View"))
+        }
+        _ => "answer".to_owned(),
     }
 }
 

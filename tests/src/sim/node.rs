@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
+use mortar_protocol::entry::Space;
 use mortar_protocol::env::Mono;
 use mortar_protocol::fop::Request;
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{BootId, BrickId, NodeId, RunId, SetId};
-use mortar_protocol::peer::{PeerFrame, PeerMessage};
+use mortar_protocol::peer::{PeerEnvelope, PeerFrame, PeerMessage};
 use mortar_protocol::report::{FromBrick, ToBrick};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Peer, ReplyTo};
@@ -21,7 +22,7 @@ use serde::Serialize;
 
 use super::exec::{MICRO, MILLI};
 use super::net::{Deliver, Place};
-use super::world::World;
+use super::world::{Sabotage, VOLUME, World};
 
 /// A process looks at the time this often.
 const TICK: u64 = 100 * MILLI;
@@ -257,7 +258,10 @@ impl World {
             self.promise(at, process, index, disk);
         }
         for frame in out.peers {
-            self.send_peer(at, &frame);
+            let sabotaged = self.sabotage == Some(Sabotage::AcknowledgeUnwritten);
+            if !(sabotaged && self.acknowledge_unwritten(at, &frame)) {
+                self.send_peer(at, &frame);
+            }
         }
         for report in out.reports {
             self.send_report(at, &report);
@@ -375,6 +379,53 @@ impl World {
         });
         let way = (Place::Node(from), Place::Node(to));
         self.send(way, &what, &bytes, true, &deliver);
+    }
+
+    /// Holds up, now and then, entries on their way to a backup and tells the primary that they are written.
+    fn acknowledge_unwritten(self: &Arc<Self>, from: usize, frame: &PeerFrame) -> bool {
+        let Some(last) = frame.entries.last() else {
+            return false;
+        };
+        let ended = self.plan.blackout || self.nodes.len() == 1;
+        let views = self.control.state.state();
+        let run = views.volume(VOLUME).and_then(|volume| {
+            let view = volume.sets.first()?.current.as_ref()?;
+            Some(view.member(frame.envelope.to)?.run)
+        });
+        let (Some(run), false) = (run, ended || !self.rng.lock().permille(30)) else {
+            return false;
+        };
+        let envelope = PeerEnvelope {
+            from: frame.envelope.to,
+            run,
+            to: frame.envelope.from,
+            epoch: frame.envelope.epoch,
+            message: PeerMessage::Written {
+                written: last.pos,
+                flushed: last.pos.seq,
+                space: Space {
+                    total: 1 << 40,
+                    free: 1 << 40,
+                    free_now: 1 << 40,
+                    ring_free: 1 << 40,
+                    inodes: 0,
+                },
+            },
+        };
+        self.exec.note("SABOTAGE acknowledges what is not written");
+        let forged = PeerFrame {
+            envelope,
+            entries: Vec::new(),
+            data: Bytes::new(),
+        };
+        self.push(from, Message::Peer(forged));
+        let (world, frame) = (Arc::downgrade(self), frame.clone());
+        self.exec.after(500 * MILLI, move || {
+            if let Some(world) = world.upgrade() {
+                world.send_peer(from, &frame);
+            }
+        });
+        true
     }
 
     /// Sends an order of the control plane to the brick's node.

@@ -48,6 +48,8 @@ pub struct Plan {
     pub session_timeout: u64,
     /// `cluster.open-wait`, in seconds.
     pub open_wait: u64,
+    /// All machines, clients too, lose power when half of the calls are made.
+    pub blackout: bool,
     /// What goes wrong, with its time after the start of the load.
     pub troubles: Vec<(u64, Trouble)>,
     /// Seed of what clients do.
@@ -70,6 +72,7 @@ impl Plan {
             largest: [8, 16, 300][rng.below(3) as usize],
             session_timeout: rng.range(5, 8),
             open_wait: rng.range(1, 11),
+            blackout: rng.permille(300),
             troubles: Vec::new(),
             load: rng.fork(),
         };

@@ -7,28 +7,28 @@ pub struct Rng(u64);
 impl Rng {
     /// The sequence of a seed.
     pub fn new(seed: u64) -> Self {
-        Self(mix(seed ^ 0x5eed_0f_0c_ea_11_u64))
+        Self(mix(seed ^ 0x5eed_0f0c_ea11_u64))
     }
 
     /// A sequence of its own, drawn from this one.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
+        Self(self.draw())
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)
     }
 
     /// A 128-bit id, never 0.
     pub fn id(&mut self) -> u128 {
-        (u128::from(self.next()) << 64) | u128::from(self.next()) | 1
+        (u128::from(self.draw()) << 64) | u128::from(self.draw()) | 1
     }
 
     /// A number below `n` (0 if `n` is 0).
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+        self.draw() % n.max(1)
     }
 
     /// A number from `from` up to and without `to`.

@@ -16,7 +16,7 @@ impl World {
             let world = Arc::downgrade(self);
             self.exec.after(span, move || {
                 if let Some(world) = world.upgrade()
-                    && !world.working.lock().is_empty()
+                    && !*world.calm.lock()
                 {
                     world.cause(&trouble);
                 }
@@ -60,7 +60,11 @@ impl World {
                     self.kill_client(*client);
                     let next = client + 100;
                     self.working.lock().insert(next);
-                    self.later(50 * MILLI, move |world| world.start_client(next));
+                    self.later(50 * MILLI, move |world| {
+                        if world.working.lock().contains(&next) {
+                            world.start_client(next);
+                        }
+                    });
                 }
             }
             Trouble::LeaderRestart => self.lead(),
@@ -92,9 +96,26 @@ impl World {
         });
     }
 
+    /// All machines lose power: what was not flushed may be lost, also if clients were told that it was done.
+    pub fn black_out(self: &Arc<Self>) {
+        *self.calm.lock() = true;
+        let clients: Vec<u32> = self.working.lock().iter().copied().collect();
+        for client in clients {
+            self.kill_client(client);
+        }
+        let survival = match self.rng.lock().below(3) {
+            0 => Survival::Nothing,
+            _ => Survival::Random,
+        };
+        for node in 0..self.nodes.len() {
+            self.kill_node(node, survival);
+        }
+    }
+
     /// Ends all trouble: everybody runs, everything passes.
     pub fn calm_down(self: &Arc<Self>) {
         self.exec.note("calm");
+        *self.calm.lock() = true;
         {
             let mut net = self.net.lock();
             net.weather = Weather::default();

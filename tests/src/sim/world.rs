@@ -29,8 +29,21 @@ const PORT: u16 = 24_007;
 /// Most steps of one run: beyond it something goes round in circles.
 const MAX_STEPS: u64 = 20_000_000;
 
+/// A planted bug, to see whether the oracle finds it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sabotage {
+    /// Entries are acknowledged to the primary for members that never get them.
+    AcknowledgeUnwritten,
+    /// fsync is answered without a flush.
+    SkipFlushes,
+    /// A request that is sent again runs again.
+    RunRepeatsAgain,
+}
+
 /// One simulated cluster.
 pub struct World {
+    /// A planted bug.
+    pub sabotage: Option<Sabotage>,
     /// Time, tasks and trace.
     pub exec: Arc<Exec>,
     /// What is drawn for the servers.
@@ -53,6 +66,8 @@ pub struct World {
     pub places: Mutex<(Vec<InodeId>, Vec<u64>)>,
     /// Files clients have come across lately.
     pub known: Mutex<Vec<u64>>,
+    /// Nothing goes wrong any more.
+    pub calm: Mutex<bool>,
     /// No machine may lose power before this time.
     pub power_loss: Mutex<u64>,
     /// Why the run has failed.
@@ -68,7 +83,7 @@ impl World {
     ///
     /// # Errors
     /// What went wrong.
-    pub fn new(seed: u64) -> Result<Arc<Self>, String> {
+    pub fn new(seed: u64, sabotage: Option<Sabotage>) -> Result<Arc<Self>, String> {
         let mut rng = Rng::new(seed);
         let plan = Plan::draw(&mut rng);
         let control = ControlPlane::new(Control::in_memory().map_err(|e| e.to_string())?);
@@ -79,7 +94,7 @@ impl World {
             for (index, set) in volume.sets.iter().enumerate() {
                 let index = SetIndex(index as u32);
                 for brick in set.iter().filter(|brick| brick.node == id) {
-                    let disk = format(&volume, index, brick, rng.next())?;
+                    let disk = format(&volume, index, brick, rng.draw())?;
                     disks.push((brick.id, volume.set_id(index), disk));
                 }
             }
@@ -87,6 +102,7 @@ impl World {
         });
         let nodes = nodes.collect::<Result<Vec<Node>, String>>()?;
         let world = Arc::new(Self {
+            sabotage,
             exec: Exec::new(rng.fork()),
             net: Mutex::new(Net::new(rng.fork())),
             rng: Mutex::new(rng),
@@ -98,6 +114,7 @@ impl World {
             working: Mutex::default(),
             places: Mutex::default(),
             known: Mutex::default(),
+            calm: Mutex::default(),
             power_loss: Mutex::default(),
             failures: Mutex::default(),
         });

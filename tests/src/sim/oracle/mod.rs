@@ -3,6 +3,7 @@
 pub mod bricks;
 pub mod data;
 pub mod names;
+pub mod promises;
 pub mod search;
 
 use std::collections::BTreeSet;
