@@ -127,6 +127,7 @@ fn server_layers_import_downward_only() {
         if single.exists() {
             files.push(single);
         }
+        files.retain(|file| !file.components().any(|part| part.as_os_str() == "tests"));
         for file in files {
             let text = std::fs::read_to_string(&file).expect("source is text");
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();

@@ -218,6 +218,10 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.want_checkpoint();
     }
 
+    fn poison(&mut self, reason: &str) {
+        self.inner.poison(reason);
+    }
+
     fn poisoned(&self) -> Option<String> {
         self.inner.poisoned()
     }

@@ -84,6 +84,10 @@ impl Storage for Store {
         Self::want_checkpoint(self);
     }
 
+    fn poison(&mut self, reason: &str) {
+        Self::poison(self, reason);
+    }
+
     fn poisoned(&self) -> Option<String> {
         Self::poisoned(self).map(str::to_owned)
     }

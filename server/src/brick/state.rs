@@ -619,6 +619,7 @@ impl Brick {
     /// The store failed: this run serves no more.
     pub(super) fn poison(&mut self, reason: &str) {
         tracing::error!(brick = %self.id, reason, "brick is poisoned");
+        self.storage.poison(reason);
         self.log.poison(reason, &mut self.acts);
         self.turn_away();
     }

@@ -77,6 +77,9 @@ pub trait Storage: LogReader + Send {
     fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), String>;
     /// Starts a checkpoint now, unless one runs.
     fn want_checkpoint(&mut self);
+    /// The medium has failed: nothing is changed or checkpointed any more. What a failed flush was to cover may never
+    /// reach the medium, also if a later flush succeeds.
+    fn poison(&mut self, reason: &str);
     /// Why the brick can serve no more, if so.
     fn poisoned(&self) -> Option<String>;
 

@@ -1,9 +1,10 @@
 //! A simulated disk for crash tests: deterministic, with a volatile cache that a power cut loses in part.
 //!
 //! Every write and flush is a numbered step. A test runs a workload once to count the steps, then again for each step
-//! with [`SimDisk::cut_at`], and looks at what [`SimDisk::reboot`] brings back. Writes are torn at sectors of 512
-//! bytes; sectors that were not flushed survive in any combination. A failed flush makes the cache forget that its
-//! contents are not on the medium, as kernels do: later flushes succeed without writing them.
+//! with [`SimDisk::cut_at`], and looks at what [`SimDisk::reboot`] brings back; or it runs it once with
+//! [`SimDisk::record`] and gets the disk of every step as a [`Cut`]. Writes are torn at sectors of 512 bytes; sectors
+//! that were not flushed survive in any combination. A failed flush makes the cache forget that its contents are not on
+//! the medium, as kernels do: later flushes succeed without writing them.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -47,22 +48,66 @@ pub struct SimDisk {
     state: Mutex<State>,
 }
 
+/// What reads see; a missing page is zero. Pages are shared with the disks taken from this one.
+type Image = BTreeMap<u64, Arc<[u8; PAGE]>>;
+
 struct State {
-    /// What reads see; a missing page is zero.
-    image: BTreeMap<u64, Box<[u8; PAGE]>>,
-    /// Sectors whose latest contents may be lost: what is on the medium first, then every version since.
-    dirty: BTreeMap<u64, Vec<Version>>,
-    /// Number of the latest write.
-    writes: u64,
+    cache: Cache,
     steps: u64,
     cut: Option<u64>,
     is_cut: bool,
     faults: BTreeMap<u64, Fault>,
     queued: bool,
     jobs: VecDeque<Job>,
+    /// The moments of all steps since they are recorded.
+    recorded: Option<Vec<Cut>>,
+}
+
+/// The contents, as read and as on the medium.
+#[derive(Clone, Default)]
+struct Cache {
+    image: Image,
+    /// Sectors whose latest contents may be lost: what is on the medium first, then every version since.
+    dirty: BTreeMap<u64, Vec<Version>>,
+    /// Number of the latest write.
+    writes: u64,
     seed: u64,
 }
 
+/// The moment of a step: the machine may end before it has happened, or while it happens.
+#[derive(Clone)]
+pub struct Cut {
+    step: u64,
+    write: Option<(u64, usize)>,
+    len: u64,
+    cache: Cache,
+}
+
+impl Cut {
+    /// Number of the step that is interrupted.
+    pub fn step(&self) -> u64 {
+        self.step
+    }
+
+    /// Offset and length of the write that is interrupted; `None` for a flush.
+    pub fn write(&self) -> Option<(u64, usize)> {
+        self.write
+    }
+
+    /// Whether anything was not flushed: else every crash leaves the same.
+    pub fn is_dirty(&self) -> bool {
+        !self.cache.dirty.is_empty()
+    }
+
+    /// The disk as it is found after a crash at this moment. Other seeds leave other parts of what was not flushed.
+    pub fn reboot(&self, survival: Survival, seed: u64) -> Arc<SimDisk> {
+        let mut cache = self.cache.clone();
+        cache.seed = mix(cache.seed ^ mix(seed));
+        SimDisk::from_cache(self.len, cache.crashed(survival), false)
+    }
+}
+
+#[derive(Clone)]
 struct Version {
     write: u64,
     forgotten: bool,
@@ -80,28 +125,67 @@ enum Job {
 impl SimDisk {
     /// A disk of `len` zeros.
     pub fn new(len: u64, seed: u64) -> Arc<Self> {
-        Self::from_state(
+        let cache = Cache {
+            seed,
+            ..Cache::default()
+        };
+        Self::from_cache(len, cache, false)
+    }
+
+    /// A disk of `len` bytes that holds these pages of 4 KiB by number, all flushed; the others are zeros.
+    pub fn with_pages(len: u64, pages: impl IntoIterator<Item = (u64, [u8; PAGE])>) -> Arc<Self> {
+        let pages = pages
+            .into_iter()
+            .filter(|(page, _)| *page < len / PAGE as u64);
+        let cache = Cache {
+            image: pages.map(|(page, data)| (page, Arc::new(data))).collect(),
+            ..Cache::default()
+        };
+        Self::from_cache(len, cache, false)
+    }
+
+    fn from_cache(len: u64, cache: Cache, queued: bool) -> Arc<Self> {
+        Arc::new(Self {
             len,
-            State {
-                image: BTreeMap::new(),
-                dirty: BTreeMap::new(),
-                writes: 0,
+            state: Mutex::new(State {
+                cache,
                 steps: 0,
                 cut: None,
                 is_cut: false,
                 faults: BTreeMap::new(),
-                queued: false,
+                queued,
                 jobs: VecDeque::new(),
-                seed,
-            },
-        )
+                recorded: None,
+            }),
+        })
     }
 
-    fn from_state(len: u64, state: State) -> Arc<Self> {
-        Arc::new(Self {
-            len,
-            state: Mutex::new(state),
-        })
+    /// The pages of 4 KiB that are not zero, by number, as reads see them.
+    pub fn pages(&self) -> Vec<(u64, [u8; PAGE])> {
+        let state = self.state.lock();
+        let pages = state.cache.image.iter();
+        pages
+            .filter(|(_, data)| data.iter().any(|byte| *byte != 0))
+            .map(|(page, data)| (*page, **data))
+            .collect()
+    }
+
+    /// Keeps the moment of every step from now on.
+    pub fn record(&self) {
+        self.state.lock().recorded = Some(Vec::new());
+    }
+
+    /// Ends recording and gives the moments of all steps in order; the last one is now, behind all of them.
+    pub fn recorded(&self) -> Vec<Cut> {
+        let mut state = self.state.lock();
+        let mut cuts = state.recorded.take().unwrap_or_default();
+        cuts.push(Cut {
+            step: state.steps + 1,
+            write: None,
+            len: self.len,
+            cache: state.cache.clone(),
+        });
+        cuts
     }
 
     /// Writes and flushes so far.
@@ -152,9 +236,10 @@ impl SimDisk {
         let mut state = self.state.lock();
         let at = (offset % SECTOR as u64) as usize;
         let mut byte = [0];
-        state.read(offset, &mut byte);
-        state.store(offset, &[byte[0] ^ mask]);
-        if let Some(versions) = state.dirty.get_mut(&(offset / SECTOR as u64)) {
+        let cache = &mut state.cache;
+        cache.read(offset, &mut byte);
+        cache.store(offset, &[byte[0] ^ mask]);
+        if let Some(versions) = cache.dirty.get_mut(&(offset / SECTOR as u64)) {
             versions
                 .iter_mut()
                 .for_each(|version| version.data[at] ^= mask);
@@ -167,38 +252,10 @@ impl SimDisk {
         let mut state = self.state.lock();
         state.is_cut = true;
         state.jobs.clear();
-        let mut image = state.image.clone();
-        let mut dirty = BTreeMap::new();
-        let mut seed = mix(state.seed ^ state.steps);
-        let taken = std::mem::take(&mut state.dirty);
-        if survival == Survival::Process {
-            dirty = taken;
-        } else {
-            let style = if survival == Survival::Nothing {
-                0
-            } else {
-                next(&mut seed) % 4
-            };
-            for (sector, versions) in taken {
-                let choice = choose(&versions, style, &mut seed);
-                store(&mut image, sector * SECTOR as u64, &versions[choice].data);
-            }
-        }
-        Self::from_state(
-            self.len,
-            State {
-                image,
-                dirty,
-                writes: state.writes,
-                steps: 0,
-                cut: None,
-                is_cut: false,
-                faults: BTreeMap::new(),
-                queued: state.queued,
-                jobs: VecDeque::new(),
-                seed,
-            },
-        )
+        let mut cache = state.cache.clone();
+        cache.seed = mix(cache.seed ^ state.steps);
+        state.cache.dirty.clear();
+        Self::from_cache(self.len, cache.crashed(survival), state.queued)
     }
 
     fn start(&self, job: Job) {
@@ -211,10 +268,24 @@ impl SimDisk {
         self.complete(job);
     }
 
+    fn write(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let mut state = self.state.lock();
+        let data = parts.concat();
+        let write = Some((offset, data.len()));
+        state.keep_moment(self.len, write, |cache| cache.write_some(offset, &data));
+        state.write(offset, &data)
+    }
+
+    fn flush_upto(&self, upto: u64) -> io::Result<()> {
+        let mut state = self.state.lock();
+        state.keep_moment(self.len, None, |_| ());
+        state.flush(upto)
+    }
+
     fn complete(&self, job: Job) {
         match job {
             Job::Write(offset, data, done) => {
-                let result = self.state.lock().write(offset, &[&data]);
+                let result = self.write(offset, &[&data]);
                 done(result);
             }
             Job::Read(offset, len, done) => {
@@ -223,7 +294,7 @@ impl SimDisk {
                 done(result.map(|()| buf.freeze()));
             }
             Job::Flush(upto, done) => {
-                let result = self.state.lock().flush(upto);
+                let result = self.flush_upto(upto);
                 done(result);
             }
             Job::Work(job) => job(),
@@ -242,26 +313,25 @@ impl Device for SimDisk {
         if state.is_cut {
             return Err(ended());
         }
-        state.read(offset, buf);
+        state.cache.read(offset, buf);
         Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         check_range(self.len, offset, data.len() as u64)?;
-        self.state.lock().write(offset, &[data])
+        self.write(offset, &[data])
     }
 
     fn write_vectored_at(&self, offset: u64, parts: &[io::IoSlice<'_>]) -> io::Result<()> {
         let parts: Vec<&[u8]> = parts.iter().map(|part| &**part).collect();
         let total = parts.iter().map(|part| part.len() as u64).sum();
         check_range(self.len, offset, total)?;
-        self.state.lock().write(offset, &parts)
+        self.write(offset, &parts)
     }
 
     fn flush(&self) -> io::Result<()> {
-        let mut state = self.state.lock();
-        let upto = state.writes;
-        state.flush(upto)
+        let upto = self.state.lock().cache.writes;
+        self.flush_upto(upto)
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -285,7 +355,7 @@ impl Device for SimDisk {
     }
 
     fn start_flush(&self, done: Done<()>) {
-        let upto = self.state.lock().writes;
+        let upto = self.state.lock().cache.writes;
         self.start(Job::Flush(upto, done));
     }
 
@@ -295,6 +365,97 @@ impl Device for SimDisk {
 }
 
 impl State {
+    /// Counts a step; says what goes wrong with it.
+    fn step(&mut self) -> io::Result<Option<Fault>> {
+        if self.is_cut {
+            return Err(ended());
+        }
+        self.steps += 1;
+        self.is_cut = self.cut == Some(self.steps);
+        Ok(self.faults.remove(&self.steps))
+    }
+
+    /// Keeps the moment of the step that comes, if they are recorded.
+    fn keep_moment(
+        &mut self,
+        len: u64,
+        write: Option<(u64, usize)>,
+        interrupted: impl FnOnce(&mut Cache),
+    ) {
+        if self.is_cut {
+            return;
+        }
+        if let Some(recorded) = &mut self.recorded {
+            let mut cache = self.cache.clone();
+            cache.seed = mix(cache.seed ^ self.steps);
+            interrupted(&mut cache);
+            recorded.push(Cut {
+                step: self.steps + 1,
+                write,
+                len,
+                cache,
+            });
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let fault = self.step()?;
+        match fault {
+            _ if self.is_cut => {
+                self.cache.write_some(offset, data);
+                Err(ended())
+            }
+            Some(Fault::Error(number)) => {
+                self.cache.write_some(offset, data);
+                Err(io::Error::from_raw_os_error(number))
+            }
+            Some(Fault::Lost) => Ok(()),
+            Some(Fault::Misdirected(other)) => {
+                self.cache.write(other, data);
+                Ok(())
+            }
+            None => {
+                self.cache.write(offset, data);
+                Ok(())
+            }
+        }
+    }
+
+    fn flush(&mut self, upto: u64) -> io::Result<()> {
+        let fault = self.step()?;
+        if self.is_cut {
+            return Err(ended());
+        }
+        match fault {
+            Some(Fault::Error(number)) => {
+                for version in self
+                    .cache
+                    .dirty
+                    .values_mut()
+                    .flat_map(|versions| &mut versions[1..])
+                {
+                    version.forgotten |= version.write <= upto;
+                }
+                return Err(io::Error::from_raw_os_error(number));
+            }
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        self.cache.dirty.retain(|_, versions| {
+            let flushed = versions[1..]
+                .iter()
+                .rposition(|version| !version.forgotten && version.write <= upto);
+            if let Some(place) = flushed {
+                versions.drain(..=place);
+                versions[0].write = 0;
+            }
+            versions.len() > 1
+        });
+        Ok(())
+    }
+}
+
+impl Cache {
     fn read(&self, offset: u64, buf: &mut [u8]) {
         let mut at = 0;
         while at < buf.len() {
@@ -313,42 +474,6 @@ impl State {
         store(&mut self.image, offset, data);
     }
 
-    /// Counts a step; says what goes wrong with it.
-    fn step(&mut self) -> io::Result<Option<Fault>> {
-        if self.is_cut {
-            return Err(ended());
-        }
-        self.steps += 1;
-        self.is_cut = self.cut == Some(self.steps);
-        Ok(self.faults.remove(&self.steps))
-    }
-
-    fn write(&mut self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
-        let fault = self.step()?;
-        let data = parts.concat();
-        match fault {
-            _ if self.is_cut => {
-                let part = self.some_of(offset, &data);
-                self.cache(offset, &data[..part]);
-                Err(ended())
-            }
-            Some(Fault::Error(number)) => {
-                let part = self.some_of(offset, &data);
-                self.cache(offset, &data[..part]);
-                Err(io::Error::from_raw_os_error(number))
-            }
-            Some(Fault::Lost) => Ok(()),
-            Some(Fault::Misdirected(other)) => {
-                self.cache(other, &data);
-                Ok(())
-            }
-            None => {
-                self.cache(offset, &data);
-                Ok(())
-            }
-        }
-    }
-
     /// How much of an interrupted write happened: up to a sector's end, or all of it.
     fn some_of(&mut self, offset: u64, data: &[u8]) -> usize {
         let sectors = data.len() / SECTOR + 2;
@@ -357,8 +482,13 @@ impl State {
         part.min(data.len())
     }
 
-    /// Writes into the cache.
-    fn cache(&mut self, offset: u64, data: &[u8]) {
+    /// Writes as much as an interrupted write does.
+    fn write_some(&mut self, offset: u64, data: &[u8]) {
+        let part = self.some_of(offset, data);
+        self.write(offset, &data[..part]);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
         if data.is_empty() {
             return;
         }
@@ -389,36 +519,25 @@ impl State {
         }
     }
 
-    fn flush(&mut self, upto: u64) -> io::Result<()> {
-        let fault = self.step()?;
-        if self.is_cut {
-            return Err(ended());
+    /// What a crash leaves.
+    fn crashed(mut self, survival: Survival) -> Self {
+        if survival == Survival::Process {
+            return self;
         }
-        match fault {
-            Some(Fault::Error(number)) => {
-                for version in self
-                    .dirty
-                    .values_mut()
-                    .flat_map(|versions| &mut versions[1..])
-                {
-                    version.forgotten |= version.write <= upto;
-                }
-                return Err(io::Error::from_raw_os_error(number));
-            }
-            Some(_) => return Ok(()),
-            None => {}
+        let style = if survival == Survival::Nothing {
+            0
+        } else {
+            next(&mut self.seed) % 4
+        };
+        for (sector, versions) in std::mem::take(&mut self.dirty) {
+            let choice = choose(&versions, style, &mut self.seed);
+            store(
+                &mut self.image,
+                sector * SECTOR as u64,
+                &versions[choice].data,
+            );
         }
-        self.dirty.retain(|_, versions| {
-            let flushed = versions[1..]
-                .iter()
-                .rposition(|version| !version.forgotten && version.write <= upto);
-            if let Some(place) = flushed {
-                versions.drain(..=place);
-                versions[0].write = 0;
-            }
-            versions.len() > 1
-        });
-        Ok(())
+        self
     }
 }
 
@@ -436,16 +555,19 @@ fn choose(versions: &[Version], style: u64, seed: &mut u64) -> usize {
     }
 }
 
-fn store(image: &mut BTreeMap<u64, Box<[u8; PAGE]>>, offset: u64, data: &[u8]) {
+fn store(image: &mut Image, offset: u64, data: &[u8]) {
     let mut at = 0;
     while at < data.len() {
         let position = offset + at as u64;
         let within = (position % PAGE as u64) as usize;
         let count = (PAGE - within).min(data.len() - at);
-        let page = image
-            .entry(position / PAGE as u64)
-            .or_insert_with(|| Box::new([0; PAGE]));
-        page[within..within + count].copy_from_slice(&data[at..at + count]);
+        let piece = &data[at..at + count];
+        let number = position / PAGE as u64;
+        // Zeros where nothing is need no page.
+        if image.contains_key(&number) || piece.iter().any(|byte| *byte != 0) {
+            let page = image.entry(number).or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(page)[within..within + count].copy_from_slice(piece);
+        }
         at += count;
     }
 }

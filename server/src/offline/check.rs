@@ -6,26 +6,25 @@ use std::ops::ControlFlow;
 use mortar_protocol::entry::{Effect, Object};
 use mortar_protocol::limits::BLOCK;
 
-use super::brick::Brick;
-use crate::store::StoreError;
 use crate::store::extents::{self, Block};
+use crate::store::{Store, StoreError};
 
 /// At most so many problems are listed; the others are only counted.
 const MAX_LISTED: usize = 1000;
 
 /// What a check found.
 #[derive(Default, Debug)]
-pub(super) struct Report {
+pub struct Report {
     /// Problems, the first [`MAX_LISTED`].
-    pub(super) problems: Vec<String>,
+    pub problems: Vec<String>,
     /// Number of all problems.
-    pub(super) count: u64,
+    pub count: u64,
     /// Records of the metadata tree.
-    pub(super) records: u64,
+    pub records: u64,
     /// Blocks of file data whose checksum was compared.
-    pub(super) blocks: u64,
+    pub blocks: u64,
     /// Entries of the log behind the applied position.
-    pub(super) entries: u64,
+    pub entries: u64,
 }
 
 impl Report {
@@ -48,6 +47,10 @@ impl Bits {
     fn get(&self, block: u64) -> bool {
         let word = self.0.get((block / 64) as usize);
         word.is_some_and(|word| word >> (block % 64) & 1 == 1)
+    }
+
+    fn count(&self) -> u64 {
+        self.0.iter().map(|word| u64::from(word.count_ones())).sum()
     }
 
     /// Sets a bit and says whether it was set.
@@ -73,31 +76,31 @@ struct References {
 }
 
 /// Checks a brick: every record of the tree, every block of data, the allocator, the log.
-pub(super) fn check(brick: &Brick) -> Report {
+pub fn check(store: &Store) -> Report {
     let mut report = Report::default();
-    if brick.store.superblock().damaged {
+    if store.superblock().damaged {
         report.problem("the superblock says that the brick is damaged".to_owned());
     }
-    if brick.store.log_damaged() && !brick.store.superblock().damaged {
+    if store.log_damaged() && !store.superblock().damaged {
         report.problem("the log is damaged below its flushed mark".to_owned());
     }
-    match check_tree(brick, &mut report) {
-        Ok(references) => check_allocator(brick, &references, &mut report),
+    match check_tree(store, &mut report) {
+        Ok(references) => check_allocator(store, &references, &mut report),
         Err(error) => report.problem(format!("the metadata tree cannot be read: {error}")),
     }
-    check_log(brick, &mut report);
+    check_log(store, &mut report);
     report
 }
 
-fn check_tree(brick: &Brick, report: &mut Report) -> Result<References, StoreError> {
-    let blocks = brick.store.allocator().lock().blocks();
+fn check_tree(store: &Store, report: &mut Report) -> Result<References, StoreError> {
+    let blocks = store.allocator().lock().blocks();
     let mut references = References {
         used: Bits::new(blocks),
         several: BTreeMap::new(),
         recorded: BTreeMap::new(),
         unshared: Bits::new(blocks),
     };
-    let snapshot = brick.store.snapshot()?;
+    let snapshot = store.snapshot()?;
     let mut found = Vec::new();
     snapshot.range(&[], &[0xff; 32], &mut |key, value| {
         report.records += 1;
@@ -122,7 +125,7 @@ fn check_tree(brick: &Brick, report: &mut Report) -> Result<References, StoreErr
         for (object, chunk, blocks) in found.drain(..) {
             for (bit, block) in blocks.iter().enumerate() {
                 let number = u64::from(chunk) * blocks.len() as u64 + bit as u64;
-                check_block(brick, object, number, *block, &mut references, report);
+                check_block(store, object, number, *block, &mut references, report);
             }
         }
         ControlFlow::Continue(())
@@ -131,7 +134,7 @@ fn check_tree(brick: &Brick, report: &mut Report) -> Result<References, StoreErr
 }
 
 fn check_block(
-    brick: &Brick,
+    store: &Store,
     object: Object,
     number: u64,
     block: Block,
@@ -140,7 +143,7 @@ fn check_block(
 ) {
     let name = || format!("inode {} shard {} block {number}", object.id, object.shard);
     if let Some(at) = block.physical() {
-        if at >= brick.store.superblock().geometry.extents.len / BLOCK {
+        if at >= store.superblock().geometry.extents.len / BLOCK {
             return report.problem(format!("{}: block {at} lies beyond the brick", name()));
         }
         if references.used.set(at) {
@@ -151,8 +154,8 @@ fn check_block(
         Block::Data { at, crc, shared } => {
             report.blocks += 1;
             let mut data = [0; BLOCK as usize];
-            let place = brick.store.superblock().geometry.extents.offset + at * BLOCK;
-            match brick.store.device().read_at(place, &mut data) {
+            let place = store.superblock().geometry.extents.offset + at * BLOCK;
+            match store.device().read_at(place, &mut data) {
                 Err(error) => report.problem(format!("{}: {error}", name())),
                 Ok(()) if crc32fast::hash(&data) != crc => {
                     report.problem(format!("{}: wrong checksum (at byte {place})", name()));
@@ -171,7 +174,7 @@ fn check_block(
     }
 }
 
-fn check_allocator(brick: &Brick, references: &References, report: &mut Report) {
+fn check_allocator(store: &Store, references: &References, report: &mut Report) {
     for (block, count) in &references.several {
         let recorded = references.recorded.get(block).copied().unwrap_or(1);
         if recorded != *count {
@@ -192,7 +195,7 @@ fn check_allocator(brick: &Brick, references: &References, report: &mut Report) 
             ));
         }
     }
-    let alloc = brick.store.allocator().lock();
+    let alloc = store.allocator().lock();
     let mut lost = 0;
     for block in 0..alloc.blocks() {
         match (alloc.attached(block), references.used.get(block)) {
@@ -206,17 +209,32 @@ fn check_allocator(brick: &Brick, references: &References, report: &mut Report) 
             "{lost} blocks are marked in use and nothing refers to them"
         ));
     }
-    for chunk in brick.store.tree_chunks() {
+    let mut busy = Bits(references.used.0.clone());
+    for chunk in store.tree_chunks() {
         let end = chunk + u64::from(crate::alloc::CHUNK_BLOCKS);
         if let Some(block) = (chunk..end).find(|block| references.used.get(*block)) {
             report.problem(format!("block {block} holds file data and metadata"));
         }
+        for block in chunk..end {
+            busy.set(block);
+        }
+    }
+    for block in store.held_blocks() {
+        if busy.set(block) {
+            report.problem(format!("block {block} is in use and staged for the log"));
+        }
+    }
+    let free = alloc.blocks() - busy.count();
+    if alloc.free() != free {
+        report.problem(format!(
+            "{} blocks are counted as free, nothing uses {free}",
+            alloc.free()
+        ));
     }
 }
 
 /// The entries that are not in the tree yet, and their staged blocks.
-fn check_log(brick: &Brick, report: &mut Report) {
-    let store = &brick.store;
+fn check_log(store: &Store, report: &mut Report) {
     let mut at = store.applied();
     while at < store.head() {
         let entries = match store.entries_after(at, 4 << 20) {

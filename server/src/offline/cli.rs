@@ -115,13 +115,11 @@ pub fn run(args: Args) -> ExitCode {
     }
 }
 
-/// Runs a command with its output in memory.
-#[cfg(test)]
-pub(super) fn execute_args(
-    args: Args,
-    out: &mut dyn Write,
-    err: &mut dyn Write,
-) -> Result<bool, String> {
+/// Runs a command with its output elsewhere. Says whether all was well.
+///
+/// # Errors
+/// Why it could not be done.
+pub fn execute_args(args: Args, out: &mut dyn Write, err: &mut dyn Write) -> Result<bool, String> {
     execute(args.command, out, err).map_err(|failure| failure.to_string())
 }
 
@@ -227,7 +225,7 @@ fn show_info(bricks: Vec<Brick>, as_json: bool, out: &mut dyn Write) -> Result<b
 fn show_check(bricks: Vec<Brick>, out: &mut dyn Write) -> Result<bool, Failure> {
     let mut sound = true;
     for brick in bricks {
-        let report = check(&brick);
+        let report = check(&brick.store);
         for problem in &report.problems {
             writeln!(out, "{}: {problem}", brick.path.display())?;
         }

@@ -12,7 +12,8 @@ mod records;
 mod tests;
 mod volume;
 
-pub use cli::{Args, run};
+pub use check::{Report, check};
+pub use cli::{Args, execute_args, run};
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,5 +27,5 @@ use crate::device::Device;
 pub fn problems(device: Arc<dyn Device>) -> Result<Vec<String>, String> {
     let brick = brick::Brick::on(Path::new("brick"), device, None);
     let brick = brick.map_err(|error| error.to_string())?;
-    Ok(check::check(&brick).problems)
+    Ok(check::check(&brick.store).problems)
 }

@@ -376,9 +376,13 @@ impl Store {
         }
     }
 
-    /// A flush has failed: what it was to cover may be lost, and a later one would not say so.
-    pub fn on_flush_failed(&mut self, err: io::Error) -> StoreError {
-        self.fail(StoreError::Io(err))
+    /// The medium has failed: from now on the store refuses changes and makes no checkpoint. What a failed flush was
+    /// to cover may be lost, and a later flush would not say so.
+    pub fn poison(&mut self, reason: &str) {
+        self.tree.fail();
+        if self.poisoned.is_none() {
+            self.poisoned = Some(reason.to_owned());
+        }
     }
 
     /// Entries behind `pos`, at least one if there is any, about `max_bytes` of them.
@@ -1142,6 +1146,13 @@ impl Store {
             &*self.device,
             recover::place(&self.superblock.block.geometry),
         )
+    }
+
+    /// Blocks of all stages that are held.
+    pub fn held_blocks(&self) -> Vec<u64> {
+        let runs = self.stages.values().flat_map(|stage| &stage.runs);
+        runs.flat_map(|run| run.start..run.start + u64::from(run.len))
+            .collect()
     }
 
     /// Space of the brick.

@@ -172,6 +172,7 @@ impl Store {
                 .map_err(|err| StoreError::Damaged(err.to_string()))?;
             entries.truncate(sound);
         }
+        rewrite_stages(&*device, geometry.extents.offset, wal.flushed(), &entries)?;
         wal.rewrite()
             .map_err(|err| StoreError::Damaged(err.to_string()))?;
         device.flush()?;
@@ -299,6 +300,25 @@ fn load_allocator(tree: &Tree, alloc: &Mutex<Allocator>) -> Result<(), StoreErro
             ControlFlow::Continue(())
         })?;
     damaged.map_or(Ok(()), |err| Err(StoreError::Damaged(err.to_string())))
+}
+
+/// Writes the staged blocks of all entries beyond the flushed mark again: after a failed flush the kernel may have
+/// forgotten that its copy is not on the medium.
+fn rewrite_stages(
+    device: &dyn Device,
+    extents: u64,
+    flushed: Pos,
+    entries: &[Replayed],
+) -> io::Result<()> {
+    let beyond = entries.iter().filter(|found| found.entry.pos > flushed);
+    let places = beyond.flat_map(|found| found.stages.iter().flat_map(|(_, places)| places));
+    for (start, len) in places {
+        let at = extents + start * BLOCK;
+        let mut data = vec![0; *len as usize * BLOCK as usize];
+        device.read_at(at, &mut data)?;
+        device.write_at(at, &data)?;
+    }
+    Ok(())
 }
 
 /// How many of the replayed entries can be kept: beyond the flushed mark an entry ends the log whose staged blocks are

@@ -4,7 +4,7 @@
 //! The chunk map lies outside the tree in two slots that are written in turn, before each flush that redb asks for.
 //! redb never overwrites a page that its last durable commit refers to (its header page excepted, which carries its own
 //! checksums), so any map written since is valid for that commit. The map carries a crc32 per 4 KiB page, checked on
-//! every read.
+//! every read, and for each chunk the generation of the first map that tells its newest page.
 
 use std::fmt;
 use std::io;
@@ -41,6 +41,8 @@ struct Chunk {
     start: u64,
     /// Which pages have been written; the others read as zeros.
     written: u16,
+    /// Generation of the first map that tells its newest page (48 bits).
+    changed: u64,
     crcs: [u32; PAGES],
 }
 
@@ -120,13 +122,34 @@ impl ChunkBackend {
                 alloc.hold_chunk(chunk.start);
             }
         }
-        Ok(Self {
+        let backend = Self {
             device,
             place,
             alloc,
             map: Mutex::new(newest),
             failed: Arc::default(),
-        })
+        };
+        backend.rewrite()?;
+        Ok(backend)
+    }
+
+    /// Writes the newest map and what it is the first to tell again: the flush behind it may have failed in an earlier
+    /// run, and the kernel may have forgotten that its copy is not on the medium. (The flush behind an older map
+    /// succeeded, else there would be no newer one.)
+    fn rewrite(&self) -> io::Result<()> {
+        let map = self.map.lock();
+        let again = |at: u64, len: u64| {
+            let mut bytes = vec![0; len as usize];
+            self.device.read_at(at, &mut bytes)?;
+            self.device.write_at(at, &bytes)
+        };
+        for chunk in map.chunks.iter().flatten() {
+            if chunk.changed >= map.generation {
+                again(self.device_offset(chunk, 0), CHUNK)?;
+            }
+        }
+        let slot = self.place.map + map.generation % 2 * self.place.slot;
+        again(slot, (HEADER + map.chunks.len() * ENTRY) as u64)
     }
 
     /// Set once any access has failed.
@@ -147,10 +170,12 @@ impl ChunkBackend {
             let chunk = chunk.unwrap_or(Chunk {
                 start: UNMAPPED,
                 written: 0,
+                changed: 0,
                 crcs: [0; PAGES],
             });
             bytes.extend_from_slice(&chunk.start.to_le_bytes());
-            bytes.extend_from_slice(&u64::from(chunk.written).to_le_bytes());
+            let pages = u64::from(chunk.written) | chunk.changed << 16;
+            bytes.extend_from_slice(&pages.to_le_bytes());
             for crc in chunk.crcs {
                 bytes.extend_from_slice(&crc.to_le_bytes());
             }
@@ -221,11 +246,13 @@ impl ChunkBackend {
                 Chunk {
                     start,
                     written: 0,
+                    changed: 0,
                     crcs: [0; PAGES],
                 }
             }
         };
         chunk.written |= 1 << within;
+        chunk.changed = map.generation + 1;
         chunk.crcs[within] = crc32fast::hash(data);
         map.chunks[at] = Some(chunk);
         map.dirty = true;
@@ -279,6 +306,7 @@ fn read_slot(device: &dyn Device, place: Place, slot: u64) -> Option<Map> {
             (word(0) != UNMAPPED).then_some(Chunk {
                 start: word(0),
                 written: word(8) as u16,
+                changed: word(8) >> 16,
                 crcs,
             })
         })
@@ -348,7 +376,12 @@ impl redb::StorageBackend for ChunkBackend {
             self.guarded(self.write_map(&mut map))?;
         }
         drop(map);
-        self.guarded(self.device.flush())
+        self.guarded(self.device.flush())?;
+        // A flush that failed elsewhere meanwhile may have been the one that knew of our pages.
+        if self.failed.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the device has failed"));
+        }
+        Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {

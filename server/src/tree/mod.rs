@@ -102,6 +102,11 @@ impl Tree {
         self.failed.load(Ordering::SeqCst)
     }
 
+    /// The device has failed under another part of the brick: no checkpoint is completed any more, also one that runs.
+    pub fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
     /// Whether a checkpoint runs.
     pub fn is_busy(&self) -> bool {
         self.busy.load(Ordering::SeqCst)

@@ -19,6 +19,7 @@ const SEARCH: u64 = 4 << 20;
 const UNUSED: u64 = (1 << 20) + SEGMENT;
 /// Bytes looked at at once.
 const WINDOW: usize = 64 << 10;
+static ZEROS: [u8; WINDOW] = [0; WINDOW];
 
 /// A log as it was found.
 pub struct Opened {
@@ -218,7 +219,7 @@ impl<'a> Reader<'a> {
                 window[..len].fill(0xff);
             }
             let mut next = at + len as u64;
-            zeros = if window[..len].iter().all(|byte| *byte == 0) {
+            zeros = if window[..len] == ZEROS[..len] {
                 zeros + len as u64
             } else {
                 0

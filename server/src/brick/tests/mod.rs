@@ -1,3 +1,5 @@
+//! Bricks on simulated disks, with the real decisions on views.
+
 mod rig;
 
 use std::time::Duration;
