@@ -234,6 +234,10 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.stage_info(id)
     }
 
+    fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, Fault> {
+        self.inner.read_attached(seq, id)
+    }
+
     fn drop_stages(&mut self, session: SessionId) {
         self.inner.drop_stages(session);
     }
