@@ -46,6 +46,8 @@ impl Kind {
 /// A running `mortard` with a data directory of its own.
 pub struct Daemon {
     child: Option<Child>,
+    /// A shell that starts the daemon again whenever it ends.
+    supervisor: Option<Child>,
     port: u16,
     api_port: u16,
     dir: TempDir,
@@ -58,6 +60,7 @@ impl Daemon {
         let dir = TempDir::with_prefix("mortar-test-").expect("temporary directory");
         let mut daemon = Self {
             child: None,
+            supervisor: None,
             port: free_port(),
             api_port: free_port(),
             dir,
@@ -141,6 +144,58 @@ impl Daemon {
         }
     }
 
+    /// Hands the daemon to a shell that starts it again whenever it ends, as a service manager does. To be called before
+    /// this process opens files on a mount: a start of its own would close them in the new process, which waits for the
+    /// mount, which waits for the daemon.
+    pub fn supervise(&mut self) {
+        self.kill();
+        let script = "trap 'kill -9 $p; exit' TERM\n\
+            while :; do\n\
+            \"$@\" </dev/null >>mortard.log 2>&1 &\n\
+            p=$!; echo $p >pid.new; mv pid.new pid; wait $p\n\
+            done";
+        let supervisor = Command::new("sh")
+            .args(["-c", script, "supervisor"])
+            .arg(bin_dir().join("mortard"))
+            .arg("--data-dir")
+            .arg(self.dir.path().join("data"))
+            .args(["--listen", &self.server(), "--api", &self.api()])
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("sh");
+        self.supervisor = Some(supervisor);
+        self.supervised_pid(0);
+        self.wait_ready();
+    }
+
+    /// Kills the supervised process with SIGKILL; comes back when the next one has been started.
+    pub fn kill_supervised(&self) {
+        let pid = self.supervised_pid(0);
+        super::tool::signal(pid, libc::SIGKILL);
+        self.supervised_pid(pid);
+    }
+
+    /// Id of the supervised process once it is another than `before`.
+    fn supervised_pid(&self, before: u32) -> u32 {
+        let start = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(self.dir.path().join("pid"));
+            if let Some(pid) = text.ok().and_then(|text| text.trim().parse().ok())
+                && pid != before
+            {
+                return pid;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "the supervisor does not start mortard\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Ends the process with SIGTERM; gives its exit code and how long it took.
     pub fn terminate(&mut self) -> (Option<i32>, Duration) {
         let mut child = self.child.take().expect("daemon runs");
@@ -214,6 +269,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if let Some(mut supervisor) = self.supervisor.take() {
+            super::tool::signal(supervisor.id(), libc::SIGTERM);
+            let _ = supervisor.wait();
+        }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
