@@ -6,7 +6,11 @@ use std::process::Command;
 use mortar_tests::real::{Daemon, Kind, Mount, tool};
 
 /// Tests of pjdfstest that do not pass, each with its reason.
-const EXCLUDED: &[(&str, &str)] = &[];
+const EXCLUDED: &[(&str, &str)] = &[(
+    "open::etxtbsy",
+    "with FUSE's ATOMIC_O_TRUNC the kernel has the file truncated by open(O_RDONLY|O_TRUNC) before it looks whether \
+     the program runs; where that kills the program first, the open succeeds",
+)];
 
 #[test]
 fn pjdfstest_is_complete() {

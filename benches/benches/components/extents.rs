@@ -158,7 +158,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Fail> {
         Ok(time)
     })?;
     bench.line(names[2], Unit::Bytes(1_048_576.0), || {
-        let time = timed(|| extents.staged(random() % 64 << 20))?;
+        let time = timed(|| extents.staged((random() % 64) << 20))?;
         extents.settle()?;
         Ok(time)
     })?;
