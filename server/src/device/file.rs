@@ -459,6 +459,9 @@ fn brick_path(path: &Path) -> Result<PathBuf, TargetError> {
     Ok(file)
 }
 
+/// How often a lock is tried that no other process holds.
+const LOCK_TRIES: u32 = 200;
+
 /// Opens and locks: alone for writing, with other readers for reading.
 fn open_locked(path: &Path, write: bool) -> Result<File, TargetError> {
     let in_use = |pid| TargetError::InUse {
@@ -481,11 +484,19 @@ fn open_locked(path: &Path, write: bool) -> Result<File, TargetError> {
     } else {
         FlockOperation::NonBlockingLockShared
     };
-    match rustix::fs::flock(&file, lock) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(in_use(lock_holder(&meta))),
-        Err(error) => Err(io_error(path)(error.into())),
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(&file, lock) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(error) => return Err(io_error(path)(error.into())),
+        }
+        match lock_holder(&meta) {
+            Some(pid) if pid != std::process::id() => return Err(in_use(Some(pid))),
+            // Just let go; or closed here, with the end of its last flush on its way.
+            _ => std::thread::yield_now(),
+        }
     }
+    Err(in_use(lock_holder(&meta)))
 }
 
 /// The process that holds a flock on a file, from /proc/locks.

@@ -95,13 +95,28 @@ impl Sets {
         Ok(executed.reply)
     }
 
+    /// Commits parts; gives the attributes of the inodes that they name, without those of the directories changed.
     pub(super) fn commit(&mut self, set: u32, parts: Vec<Part>) -> Result<Vec<Attr>, Fault> {
+        let named: Vec<InodeId> = parts
+            .iter()
+            .filter_map(|part| match part {
+                Part::InodeNew { gfid, .. } => Some(gfid.id),
+                Part::LinkAdd { id, .. }
+                | Part::LinkMove { id, .. }
+                | Part::LinkRemove { id, .. }
+                | Part::InodeCut { id, .. } => Some(*id),
+                _ => None,
+            })
+            .collect();
         let time = Time {
             secs: self.clock + 1,
             nanos: 0,
         };
         match self.run(set, Fop::Commit { parts, time }, b"")? {
-            Reply::Parts(attrs) => Ok(attrs),
+            Reply::Parts(mut attrs) => {
+                attrs.retain(|attr| named.contains(&attr.gfid.id));
+                Ok(attrs)
+            }
             other => panic!("{other:?}"),
         }
     }

@@ -371,3 +371,23 @@ fn times_set_by_hand_hold_until_the_directory_changes() {
         other => panic!("{other:?}"),
     }
 }
+
+#[test]
+fn a_change_of_names_brings_the_directorys_attributes_where_one_set_holds_all() {
+    for sets in [1, 2] {
+        let mut v = Sets::new(sets);
+        let name = b"name";
+        let gfid = v.draw(InodeId::ROOT, name);
+        let parts = v.new_parts(InodeId::ROOT, name, gfid, FileKind::File, 0o644);
+        let (set, time) = (v.name_set(InodeId::ROOT, name), v.time());
+        let reply = v.run(set, Fop::Commit { parts, time }, b"").unwrap();
+        let Reply::Parts(attrs) = reply else {
+            panic!("{reply:?}");
+        };
+        assert_eq!(attrs[0].gfid, gfid);
+        match sets {
+            1 => assert_eq!(attrs[1..], [v.attr(InodeId::ROOT).unwrap()]),
+            _ => assert_eq!(attrs.len(), 1),
+        }
+    }
+}

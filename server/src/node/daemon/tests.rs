@@ -413,7 +413,7 @@ fn a_file_outlives_the_daemon() {
         assert_eq!(answer.result, Ok(Reply::Done));
         let (first, _) = plain.call(create.clone(), b"", false).await;
         assert!(
-            matches!(&first.result, Ok(Reply::Parts(attrs)) if attrs.len() == 1),
+            matches!(&first.result, Ok(Reply::Parts(attrs)) if attrs.len() == 2),
             "{first:?}"
         );
         // Exactly once: the same number gets the same answer.
