@@ -121,17 +121,6 @@ pub struct StageInfo {
     pub len: u64,
 }
 
-/// Whether a change may be taken in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Admission {
-    /// Yes.
-    Ok,
-    /// Not now: a checkpoint (started by this call) or applying gives room.
-    Wait,
-    /// No: the brick is full.
-    Full,
-}
-
 /// Records to store (`None`: to remove) together with all entries up to a place.
 pub type Extra<'a> = &'a mut dyn FnMut(Seq) -> Vec<(Bytes, Option<Bytes>)>;
 
@@ -694,29 +683,6 @@ impl Store {
         self.checkpoint.is_some()
     }
 
-    /// Whether a change that needs `blocks` new blocks may be taken in. `owned`: it overwrites blocks that the file
-    /// owns, or gives space back, and may use the reserve.
-    pub fn admit(&mut self, blocks: u64, owned: bool) -> Admission {
-        if self.pending.bytes() > MAX_PENDING {
-            return Admission::Wait;
-        }
-        if self.wal.free() < self.wal.size() / 8 + (2 << 20) {
-            self.checkpoint_wanted = true;
-            return Admission::Wait;
-        }
-        let alloc = self.alloc.lock();
-        let reserve = kept_back(&alloc) / if owned { 2 } else { 1 };
-        let need = blocks + self.reserved + reserve;
-        if alloc.free_now() >= need {
-            Admission::Ok
-        } else if alloc.free() >= need || (owned && alloc.free() > alloc.free_now()) {
-            self.checkpoint_wanted = true;
-            Admission::Wait
-        } else {
-            Admission::Full
-        }
-    }
-
     /// Writes bulk data, a whole number of blocks, to new blocks; an entry attaches it later.
     pub fn stage(&mut self, id: StageId, data: Bytes, done: Done<()>) {
         if self.stages.contains_key(&id) {
@@ -885,22 +851,20 @@ impl Store {
     /// Gives back stages that no entry has attached for long: their change was refused, or its client has gone. One
     /// that is still wanted is sent again.
     fn drop_old_stages(&mut self) {
-        let old = |stage: &Stage| !stage.attached && self.now.since(stage.since) >= STAGE_LIFE;
-        let ids: Vec<StageId> = self
-            .stages
-            .iter()
-            .filter(|(_, stage)| old(stage))
-            .map(|(id, _)| *id)
-            .collect();
-        ids.into_iter().for_each(|id| self.drop_stage(id));
+        let now = self.now;
+        self.drop_unattached(|_, stage| now.since(stage.since) >= STAGE_LIFE);
     }
 
     /// Gives back all stages of a session that no entry attaches.
     pub fn drop_stages(&mut self, session: SessionId) {
+        self.drop_unattached(|id, _| id.session == session);
+    }
+
+    fn drop_unattached(&mut self, which: impl Fn(&StageId, &Stage) -> bool) {
         let ids: Vec<StageId> = self
             .stages
             .iter()
-            .filter(|(id, stage)| id.session == session && !stage.attached)
+            .filter(|(id, stage)| !stage.attached && which(id, stage))
             .map(|(id, _)| *id)
             .collect();
         ids.into_iter().for_each(|id| self.drop_stage(id));
