@@ -184,6 +184,20 @@ fn client_layers_import_downward_only() {
 }
 
 #[test]
+fn the_page_of_options_is_the_table() {
+    let path = source_tree().join("docs/options.md");
+    let page = mortar_protocol::options::page();
+    if std::env::var_os("UPDATE_PAGES").is_some() {
+        std::fs::write(&path, &page).expect("docs/options.md");
+    }
+    let written = std::fs::read_to_string(&path).expect("docs/options.md");
+    assert!(
+        written == page,
+        "docs/options.md is not what the table says: `UPDATE_PAGES=1 cargo tidy` writes it anew"
+    );
+}
+
+#[test]
 fn nothing_names_this_machine() {
     let mut offenders = Vec::new();
     let needles = [["/wo", "rk/"].concat(), ["crates", ".io"].concat()];

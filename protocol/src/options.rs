@@ -196,6 +196,69 @@ pub fn size(value: &str) -> Option<u64> {
     number.checked_mul(1 << unit)
 }
 
+/// Bytes with the largest unit that divides them.
+fn size_text(bytes: u64) -> String {
+    let units = [(40, "TB"), (30, "GB"), (20, "MB"), (10, "KB")];
+    let fits = |(shift, _): &&(u32, &str)| bytes > 0 && bytes.is_multiple_of(1 << *shift);
+    match units.iter().find(fits) {
+        Some((shift, unit)) => format!("{}{unit}", bytes >> shift),
+        None => bytes.to_string(),
+    }
+}
+
+impl std::fmt::Display for Check {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Switch => f.write_str("on, off"),
+            Self::Number(low, high) => write!(f, "{low} to {high}"),
+            Self::Seconds(low, high) => write!(f, "{low} to {high} seconds"),
+            Self::Size(low, high) => write!(f, "{} to {}", size_text(*low), size_text(*high)),
+            Self::Percent => f.write_str("0 to 100 %"),
+            Self::Word(words) => f.write_str(&words.join(", ")),
+            Self::Text => f.write_str("text"),
+        }
+    }
+}
+
+/// The page of options in the documents, made from the table.
+pub fn page() -> String {
+    let mut text = String::from(
+        "# Volume options\n\nSet with `mortar volume set VOLUME OPTION VALUE`, shown with `mortar volume get VOLUME all`; \
+         `mortar volume set\nhelp` prints this table. It is made from the one in `protocol/src/options.rs`: \
+         `UPDATE_PAGES=1 cargo tidy` writes it\nanew.\n",
+    );
+    let mut section = |title: &str, about: &str, wanted: fn(&Effect) -> bool| {
+        let head = format!(
+            "\n## {title}\n\n{about}\n\n| option | default | values | effect |\n|---|---|---|---|\n"
+        );
+        text.push_str(&head);
+        for option in OPTIONS.iter().filter(|option| wanted(&option.effect)) {
+            let (name, default) = (option.name, option.default);
+            let row = format!(
+                "| `{name}` | {default} | {} | {} |\n",
+                option.check, option.help
+            );
+            text.push_str(&row);
+        }
+    };
+    section(
+        "Options that do something",
+        "Changes reach running bricks and mounts within seconds.",
+        |effect| *effect == Effect::Live,
+    );
+    section(
+        "Options that are refused",
+        "Storing them without effect would leave data or people unprotected.",
+        |effect| matches!(effect, Effect::Refused(_)),
+    );
+    section(
+        "Options without effect",
+        "Stored and shown, so that scripts written for GlusterFS run; `volume set` says that they change nothing.",
+        |effect| *effect == Effect::None,
+    );
+    text
+}
+
 impl OptionInfo {
     /// Checks a value.
     ///
@@ -248,6 +311,27 @@ mod tests {
         for option in OPTIONS {
             assert_eq!(option.check(option.default), Ok(()), "{}", option.name);
         }
+    }
+
+    #[test]
+    fn ranges_are_shown_as_they_are_typed() {
+        for (size, text) in [
+            (0, "0"),
+            (1, "1"),
+            (512 << 10, "512KB"),
+            (3 << 30, "3GB"),
+            (1 << 40, "1TB"),
+        ] {
+            assert_eq!(size_text(size), text);
+        }
+        for option in OPTIONS {
+            if let Check::Size(low, high) = option.check {
+                assert_eq!(option.check(&size_text(low)), Ok(()), "{}", option.name);
+                assert_eq!(option.check(&size_text(high)), Ok(()), "{}", option.name);
+                assert!(option.check(&(high + 1).to_string()).is_err());
+            }
+        }
+        assert!(page().contains("| `network.frame-timeout` | 30 | 1 to 86400 seconds |"));
     }
 
     #[test]

@@ -405,9 +405,10 @@ fn options_help() -> String {
     for option in OPTIONS {
         let _ = writeln!(
             text,
-            "Option: {}\nDefault Value: {}\nDescription: {}\n",
+            "Option: {}\nDefault Value: {}\nValues: {}\nDescription: {}\n",
             option.name,
             option.default,
+            option.check,
             match option.effect {
                 Effect::Refused(why) => format!("refused: {why}"),
                 _ => option.help.to_owned(),
