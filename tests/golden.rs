@@ -229,6 +229,13 @@ fn there_is_a_sample_of_every_variant() {
 }
 
 #[test]
+fn every_operation_has_a_place_of_its_own_in_the_counts() {
+    let kinds: BTreeSet<usize> = messages::fops().iter().map(|fop| fop.kind()).collect();
+    let places: BTreeSet<usize> = (0..mortar_protocol::fop::Fop::NAMES.len()).collect();
+    assert_eq!(kinds, places);
+}
+
+#[test]
 fn entries_behind_an_append_read_as_before() {
     let text = std::fs::read_to_string(golden::dir().join("messages-1.txt")).expect("messages");
     let line = text

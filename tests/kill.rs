@@ -93,3 +93,67 @@ fn killing_the_mount_keeps_what_was_synced() {
     }
     assert!(!all.is_empty(), "nothing was promised");
 }
+
+/// A file written and left open, one closed, one synced; gives the open one.
+fn three_files(mount: &Mount) -> fs::File {
+    use std::io::Write;
+    let mut open = fs::File::create(mount.join("open")).expect("create");
+    open.write_all(&[1; 70_000]).expect("write");
+    fs::write(mount.join("closed"), [2; 70_000]).expect("write");
+    let mut synced = fs::File::create(mount.join("synced")).expect("create");
+    synced.write_all(&[3; 70_000]).expect("write");
+    synced.sync_all().expect("fsync");
+    fs::File::open(mount.path())
+        .and_then(|dir| dir.sync_all())
+        .expect("fsync of the directory");
+    open
+}
+
+/// Kills the mount process and waits for its end.
+fn end_client(mount: &Mount) {
+    let pids = mount.client_pids();
+    mount.kill_client();
+    tool::wait_for("the end of the client", Duration::from_secs(10), || {
+        pids.iter().all(|pid| !tool::alive(*pid)).then_some(())
+    });
+}
+
+fn is_whole(mount: &Mount, name: &str, byte: u8) -> bool {
+    fs::read(mount.join(name)).is_ok_and(|data| data == vec![byte; 70_000])
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
+fn what_survives_the_death_of_the_mount_process() {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "512M");
+    let mount = Mount::new(&daemon, "vol");
+    let open = three_files(&mount);
+    end_client(&mount);
+    drop(open);
+    mount.mount(&daemon, "vol", "");
+    assert!(is_whole(&mount, "closed", 2) && is_whole(&mount, "synced", 3));
+    // Before close: what is older than a second has been sent.
+    let open = three_files(&mount);
+    std::thread::sleep(Duration::from_millis(2_500));
+    end_client(&mount);
+    drop(open);
+    mount.mount(&daemon, "vol", "");
+    assert!(is_whole(&mount, "open", 1));
+    assert!(is_whole(&mount, "closed", 2) && is_whole(&mount, "synced", 3));
+}
+
+#[test]
+fn what_survives_the_death_of_mortard() {
+    let mut daemon = Daemon::with_volume(Kind::Replica(3), "512M");
+    daemon.supervise();
+    let mount = Mount::new(&daemon, "vol");
+    let open = three_files(&mount);
+    daemon.kill_supervised();
+    // The mount sends what it holds again: nothing is lost, and nobody sees an error.
+    open.sync_all().expect("fsync after the restart");
+    drop(open);
+    mount.umount();
+    mount.mount(&daemon, "vol", "");
+    assert!(is_whole(&mount, "open", 1));
+    assert!(is_whole(&mount, "closed", 2) && is_whole(&mount, "synced", 3));
+}

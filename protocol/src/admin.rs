@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::entry::Space;
 use crate::ids::{BrickId, NodeId, SessionId, SetId};
 use crate::view::{SetKind, View, VolumeInfo};
+use crate::watch::OpStats;
 
 /// A brick as typed: `HOST:/path`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -86,6 +87,11 @@ pub enum AdminRequest {
     },
     /// Who answers. Answer: [`AdminReply::Node`].
     Node,
+    /// `mortar stats` of a volume. Answer: [`AdminReply::Stats`].
+    Stats {
+        /// Volume name.
+        volume: String,
+    },
 }
 
 /// What `volume create` asks for.
@@ -179,6 +185,8 @@ pub enum AdminReply {
         /// Message.
         message: String,
     },
+    /// Counts and latencies of the file operations that the node has answered since its bricks were opened.
+    Stats(Vec<OpStats>),
 }
 
 /// Options of a volume as set by a person.

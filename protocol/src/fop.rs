@@ -268,6 +268,66 @@ impl Fop {
         )
     }
 
+    /// Names of all kinds, for statistics: what is asked for often comes first.
+    pub const NAMES: &[&str] = &[
+        "read",
+        "change",
+        "commit",
+        "lookup",
+        "open",
+        "getattr",
+        "readdir",
+        "sync",
+        "renew",
+        "dirpart",
+        "links",
+        "readlink",
+        "getxattr",
+        "listxattr",
+        "seek",
+        "blocks",
+        "statfs",
+        "locktest",
+        "lockwait",
+        "lock",
+        "txnstate",
+        "prepare",
+        "decide",
+        "finish",
+        "abort",
+        "forget",
+        "sessionbegin",
+        "sessionend",
+    ];
+
+    /// Index of the kind in [`Self::NAMES`].
+    pub fn kind(&self) -> usize {
+        let name = self.name();
+        let at = Self::NAMES.iter().position(|known| *known == name);
+        at.unwrap_or(Self::NAMES.len())
+    }
+
+    /// The inode it names, if it names one.
+    pub fn inode(&self) -> Option<InodeId> {
+        match self {
+            Self::Lookup { parent: id, .. }
+            | Self::GetAttr { id }
+            | Self::DirPart { dir: id }
+            | Self::Links { id }
+            | Self::ReadDir { dir: id, .. }
+            | Self::ReadLink { id }
+            | Self::GetXattr { id, .. }
+            | Self::ListXattr { id }
+            | Self::Read { id, .. }
+            | Self::Seek { id, .. }
+            | Self::Open { id, .. }
+            | Self::Blocks { id, .. } => Some(*id),
+            Self::Change(change) => Some(change.id),
+            Self::LockTest(lock) | Self::LockWait(lock) | Self::Lock(lock) => Some(lock.id),
+            _ => None,
+        }
+    }
+
     /// Short name for statistics and traces.
     pub fn name(&self) -> &'static str {
         match self {

@@ -34,6 +34,9 @@ struct Arguments {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: tracing::level_filters::LevelFilter,
+    /// Append messages to this file instead of standard error; SIGHUP opens it again
+    #[arg(long, value_name = "FILE")]
+    log_file: Option<PathBuf>,
     /// Threads that serve bricks
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
@@ -52,6 +55,14 @@ fn start_log(level: tracing::level_filters::LevelFilter) {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
+}
+
+/// Sends messages to a file; gives its absolute path.
+fn log_to(path: &std::path::Path) -> Result<PathBuf, String> {
+    let told = |error| format!("log {}: {error}", path.display());
+    let absolute = std::path::absolute(path).map_err(told)?;
+    mortar_protocol::logfile::take_stderr(&absolute).map_err(told)?;
+    Ok(absolute)
 }
 
 /// A panic is a bug, and a daemon with one thread less would only seem to serve: it is logged, and the process ends at
@@ -73,6 +84,13 @@ fn main() -> ExitCode {
         return offline::run(offline::Args::parse_from(words()));
     }
     let arguments = Arguments::parse();
+    let log_file = match arguments.log_file.as_deref().map(log_to).transpose() {
+        Ok(log_file) => log_file,
+        Err(error) => {
+            eprintln!("mortard: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     start_log(arguments.log_level);
     end_on_panic();
     let options = Options {
@@ -80,6 +98,7 @@ fn main() -> ExitCode {
         listen: arguments.listen,
         api: arguments.api,
         threads: arguments.threads.into(),
+        log_file,
     };
     let backend = |data: &DataDir| Backend {
         stores: FileStores::new(data.cluster, data.node),

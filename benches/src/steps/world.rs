@@ -170,6 +170,7 @@ fn start_daemon(data_dir: PathBuf, trace: &Arc<Trace>) -> Result<(Daemon, Socket
         listen: free,
         api: free,
         threads: 1,
+        log_file: None,
     };
     let trace = Arc::clone(trace);
     let backend = move |data: &DataDir| {

@@ -5,6 +5,7 @@
 
 mod admin;
 mod brick;
+mod stats;
 mod volume;
 mod words;
 
@@ -41,6 +42,8 @@ enum Command {
     },
     /// Mount a volume: HOST:/NAME DIR [-o OPTIONS] [-f]
     Mount(MountArgs),
+    /// Counts and latencies of file operations: of a mount (DIR) or of what a volume's bricks were asked (VOLUME)
+    Stats(stats::StatsArgs),
     /// Look into bricks offline, read-only: info, check, ls, cat, export
     #[command(disable_help_flag = true)]
     Brick {
@@ -73,6 +76,7 @@ pub fn main() -> ExitCode {
             let script = cli.mode.as_deref() == Some("script");
             volume::run(&server, script, &words)
         }
+        Command::Stats(args) => stats::run(&server, &args),
         Command::Mount(args) => crate::mount::run(args),
         Command::Brick { args } => brick::run(&args),
         Command::Demo(args) => crate::demo::run(&args),

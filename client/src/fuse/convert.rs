@@ -27,6 +27,7 @@ pub(super) fn id(ino: INodeNo) -> InodeId {
 
 /// The kernel's error.
 pub(super) fn errno(errno: Errno) -> fuser::Errno {
+    super::watched::refused(errno);
     fuser::Errno::from_i32(errno.raw())
 }
 

@@ -6,11 +6,13 @@
 mod caller;
 mod convert;
 mod kernel;
+mod watched;
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -26,9 +28,12 @@ use mortar_protocol::fop::{DirEntry, LockRequest, XattrMode};
 use mortar_protocol::ids::InodeId;
 
 use crate::vfs::{Backend, Entry, NewInode, OpenFile, Piece, RenameMode, Res, Vfs, WriteHow};
+use crate::volume::questions::is_question;
 use caller::Caller;
 use convert::{attr, cred, errno, id};
 pub use kernel::Caches;
+use watched::Kind;
+pub use watched::{STATS_XATTRS, Watched};
 
 /// Most bytes of one copy_file_range; the kernel asks again for the rest.
 const MAX_COPY: u64 = 64 << 20;
@@ -38,25 +43,53 @@ const STATFS_BLOCK: u64 = 4_096;
 /// A [`Vfs`] as a file system of the kernel's.
 pub struct Adapter<B> {
     vfs: Vfs<B>,
+    watched: Arc<Watched>,
     /// Whether files opened with O_DIRECT may bypass the page cache altogether and still be mapped.
     direct: bool,
+    /// Whether that holds for every file.
+    always_direct: bool,
 }
 
 impl<B: Backend> Adapter<B> {
     /// An adapter of `vfs`.
     pub fn new(vfs: Vfs<B>) -> Self {
-        Self { vfs, direct: false }
+        let watched = Arc::new(Watched::new(vfs.env().clone()));
+        Self {
+            vfs,
+            watched,
+            direct: false,
+            always_direct: false,
+        }
+    }
+
+    /// Whether every file is read and written past the kernel's pages.
+    pub fn set_direct_io(&mut self, always: bool) {
+        self.always_direct = always;
+    }
+
+    /// What is asked of it.
+    pub fn watched(&self) -> Arc<Watched> {
+        self.watched.clone()
     }
 
     /// Runs a task where the connections are driven.
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.vfs.env().spawn(Box::pin(task));
+        self.vfs.env().spawn(self.watched.task(task));
     }
 
-    fn open_flags(&self, file: &OpenFile) -> FopenFlags {
+    fn open_flags(&self, file: &OpenFile, opened: i32) -> FopenFlags {
         let mut flags = FopenFlags::empty();
+        // The kernel cuts what is written through its pages where one page ends; another client's append could come
+        // between. Past its pages it hands over an append whole.
+        let write_only = opened & libc::O_ACCMODE == libc::O_WRONLY;
+        if opened & libc::O_APPEND != 0 && (write_only || self.direct) {
+            flags |= FopenFlags::FOPEN_DIRECT_IO;
+        }
         if file.keep_pages {
             flags |= FopenFlags::FOPEN_KEEP_CACHE;
+        }
+        if self.always_direct {
+            flags |= FopenFlags::FOPEN_DIRECT_IO;
         }
         if file.direct && self.direct {
             flags |= FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
@@ -186,9 +219,12 @@ impl<B: Backend> Filesystem for Adapter<B> {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _entered = self.watched.enter_name(Kind::Lookup, request, parent, name);
         let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        let watched = self.watched();
         self.spawn(async move {
-            let result = vfs.lookup(cred, id(parent), name).await;
+            let result = vfs.lookup(cred, id(parent), name.clone()).await;
+            watched.saw_entry(&result, id(parent), &name);
             let ttl = vfs.options().negative_ttl;
             if matches!(result, Err(Errno::ENOENT)) && !ttl.is_zero() {
                 let none = convert::bare_attr(InodeId(0), FileKind::File);
@@ -200,7 +236,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _entered = self.watched.enter(Kind::GetAttr, request, ino);
         if let Some(found) = self.vfs.try_getattr(id(ino)) {
             return reply_attr(reply, Ok(found));
         }
@@ -226,6 +263,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _entered = self.watched.enter(Kind::SetAttr, request, ino);
         let now = self.vfs.env().wall();
         let mut set = SetAttr {
             perm: mode.map(|mode| mode & 0o7777),
@@ -251,7 +289,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
         self.spawn(async move { reply_attr(reply, vfs.setattr(cred, id(ino), set, size).await) });
     }
 
-    fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let _entered = self.watched.enter(Kind::ReadLink, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move { reply_data(reply, vfs.readlink(id(ino)).await) });
     }
@@ -266,6 +305,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _entered = self.watched.enter_name(Kind::MkNod, request, parent, name);
         let Some(kind) = convert::kind_of_mode(mode) else {
             return reply.error(fuser::Errno::EINVAL);
         };
@@ -288,6 +328,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _entered = self.watched.enter_name(Kind::MkDir, request, parent, name);
         let new = NewInode {
             kind: FileKind::Dir,
             perm: mode & 0o7777,
@@ -306,6 +347,9 @@ impl<B: Backend> Filesystem for Adapter<B> {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let _entered = self
+            .watched
+            .enter_name(Kind::Symlink, request, parent, link_name);
         let new = NewInode {
             kind: FileKind::Symlink,
             perm: 0o777,
@@ -317,10 +361,12 @@ impl<B: Backend> Filesystem for Adapter<B> {
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _entered = self.watched.enter_name(Kind::Unlink, request, parent, name);
         self.remove(request, parent, name, false, reply);
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _entered = self.watched.enter_name(Kind::RmDir, request, parent, name);
         self.remove(request, parent, name, true, reply);
     }
 
@@ -334,6 +380,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _entered = self.watched.enter_name(Kind::Rename, request, parent, name);
         let mode = match flags {
             flags if flags.is_empty() => RenameMode::Replace,
             RenameFlags::RENAME_NOREPLACE => RenameMode::NoReplace,
@@ -354,6 +401,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         newname: &OsStr,
         reply: ReplyEntry,
     ) {
+        let _entered = self.watched.enter(Kind::Link, request, ino);
         let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(newname));
         self.spawn(async move {
             reply_entry(reply, vfs.link(cred, id(ino), id(newparent), name).await);
@@ -361,11 +409,14 @@ impl<B: Backend> Filesystem for Adapter<B> {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _entered = self.watched.enter(Kind::Open, request, ino);
         let (vfs, cred) = (self.vfs.clone(), cred(request));
         let adapter = self.share();
         self.spawn(async move {
             match vfs.open(cred, id(ino), flags.0).await {
-                Ok(file) => reply.opened(FileHandle(file.handle), adapter.open_flags(&file)),
+                Ok(file) => {
+                    reply.opened(FileHandle(file.handle), adapter.open_flags(&file, flags.0))
+                }
                 Err(error) => reply.error(errno(error)),
             }
         });
@@ -373,8 +424,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn read(
         &self,
-        _: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -382,6 +433,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _entered = self.watched.enter(Kind::Read, request, ino);
         let direct = flags.0 & libc::O_DIRECT != 0;
         if !direct && let Some(data) = self.vfs.try_read(fh.0, offset, size) {
             return reply_data(reply, data);
@@ -398,8 +450,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn write(
         &self,
-        _: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         data: &[u8],
@@ -408,6 +460,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _entered = self.watched.enter(Kind::Write, request, ino);
         let how = WriteHow {
             flags: flags.0,
             mapped: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
@@ -426,11 +479,12 @@ impl<B: Backend> Filesystem for Adapter<B> {
     fn flush(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
+        let _entered = self.watched.enter(Kind::Flush, request, ino);
         if let Some(done) = self.vfs.try_flush(fh.0, lock_owner.0) {
             return reply_empty(reply, done);
         }
@@ -441,42 +495,47 @@ impl<B: Backend> Filesystem for Adapter<B> {
     fn release(
         &self,
         request: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: OpenFlags,
         lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        let Some(owner) = lock_owner else {
+        let _entered = self.watched.enter(Kind::Release, request, ino);
+        if lock_owner.is_none() && !self.vfs.may_hold_locks(fh.0) {
             self.vfs.drop_handle(fh.0);
             return reply.ok();
-        };
+        }
+        let owner = lock_owner.map(|owner| owner.0);
         let (vfs, cred) = (self.vfs.clone(), cred(request));
         self.spawn(async move {
-            vfs.release(cred, fh.0, Some(owner.0)).await;
+            vfs.release(cred, fh.0, owner).await;
             reply.ok();
         });
     }
 
-    fn fsync(&self, _: &Request, _ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _entered = self.watched.enter(Kind::Fsync, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move { reply_empty(reply, vfs.fsync(fh.0).await) });
     }
 
     fn opendir(&self, request: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _entered = self.watched.enter(Kind::OpenDir, request, ino);
         let handle = self.vfs.open_dir(cred(request), id(ino));
         reply.opened(FileHandle(handle), FopenFlags::empty());
     }
 
     fn readdir(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
+        let _entered = self.watched.enter(Kind::ReadDir, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move {
             let add = |entry: &DirEntry| {
@@ -493,17 +552,22 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn readdirplus(
         &self,
-        _: &Request,
+        request: &Request,
         ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let vfs = self.vfs.clone();
+        let _entered = self.watched.enter(Kind::ReadDirPlus, request, ino);
+        let (vfs, watched) = (self.vfs.clone(), self.watched());
         self.spawn(async move {
             let ttl = vfs.options().attr_ttl.min(vfs.options().entry_ttl);
             let merged = vfs.backend().is_distributed();
+            let dir = id(ino);
             let add = |entry: &DirEntry| {
+                if entry.kind == FileKind::Dir && entry.attr.is_some() {
+                    watched.saw_dir(entry.gfid.id, dir, &entry.name);
+                }
                 let (ttl, attr) = match &entry.attr {
                     // A directory's own set knows only its part.
                     Some(found) if merged && found.kind == FileKind::Dir => {
@@ -528,22 +592,25 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn releasedir(
         &self,
-        _: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         _: OpenFlags,
         reply: ReplyEmpty,
     ) {
+        let _entered = self.watched.enter(Kind::ReleaseDir, request, ino);
         self.vfs.drop_handle(fh.0);
         reply.ok();
     }
 
-    fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let _entered = self.watched.enter(Kind::FsyncDir, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move { reply_empty(reply, vfs.fsync_dir(id(ino)).await) });
     }
 
-    fn statfs(&self, _: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let _entered = self.watched.enter(Kind::StatFs, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move {
             match vfs.statfs().await {
@@ -576,6 +643,10 @@ impl<B: Backend> Filesystem for Adapter<B> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let _entered = self.watched.enter(Kind::SetXattr, request, ino);
+        if watched::is_stats(name) || is_question(name.as_bytes()) {
+            return reply.error(fuser::Errno::EOPNOTSUPP);
+        }
         let mode = match flags {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
@@ -589,20 +660,33 @@ impl<B: Backend> Filesystem for Adapter<B> {
         });
     }
 
-    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        if self.vfs.has_no_xattr(id(ino)) {
+    fn getxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let _entered = self.watched.enter(Kind::GetXattr, request, ino);
+        if watched::is_stats(name) {
+            return reply_xattr(reply, size, self.watched.stats());
+        }
+        if self.vfs.has_no_xattr(id(ino)) && !is_question(name.as_bytes()) {
             return reply.error(fuser::Errno::NO_XATTR);
         }
         let (vfs, name) = (self.vfs.clone(), bytes(name));
         self.spawn(async move { reply_xattr(reply, size, vfs.getxattr(id(ino), name).await) });
     }
 
-    fn listxattr(&self, _: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _entered = self.watched.enter(Kind::ListXattr, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move { reply_xattr(reply, size, vfs.listxattr(id(ino)).await) });
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _entered = self.watched.enter(Kind::RemoveXattr, request, ino);
         let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
         self.spawn(async move { reply_empty(reply, vfs.removexattr(cred, id(ino), name).await) });
     }
@@ -617,6 +701,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _entered = self.watched.enter_name(Kind::Create, request, parent, name);
         let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
         let adapter = self.share();
         self.spawn(async move {
@@ -627,7 +712,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
                     &attr(&made),
                     generation(&made),
                     FileHandle(file.handle),
-                    adapter.open_flags(&file),
+                    adapter.open_flags(&file, flags),
                 ),
                 Err(error) => reply.error(errno(error)),
             }
@@ -646,6 +731,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         pid: u32,
         reply: ReplyLock,
     ) {
+        let _entered = self.watched.enter(Kind::TestLock, request, ino);
         let Some(ask) = lock_request(ino, lock_owner, (start, end), typ, pid, false) else {
             return reply.error(fuser::Errno::EINVAL);
         };
@@ -668,7 +754,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         &self,
         request: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         lock_owner: LockOwner,
         start: u64,
         end: u64,
@@ -677,9 +763,11 @@ impl<B: Backend> Filesystem for Adapter<B> {
         sleep: bool,
         reply: ReplyEmpty,
     ) {
+        let _entered = self.watched.enter(Kind::Lock, request, ino);
         let Some(ask) = lock_request(ino, lock_owner, (start, end), typ, pid, sleep) else {
             return reply.error(fuser::Errno::EINVAL);
         };
+        self.vfs.locks_through(fh.0, lock_owner.0);
         let (vfs, cred) = (self.vfs.clone(), cred(request));
         let caller = Caller { pid: request.pid() };
         self.spawn(async move { reply_empty(reply, vfs.lock(cred, ask, &caller).await) });
@@ -687,14 +775,15 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn fallocate(
         &self,
-        _: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         length: u64,
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _entered = self.watched.enter(Kind::Fallocate, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move {
             reply_empty(reply, vfs.fallocate(fh.0, offset, length, mode).await);
@@ -703,13 +792,14 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn lseek(
         &self,
-        _: &Request,
-        _ino: INodeNo,
+        request: &Request,
+        ino: INodeNo,
         fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _entered = self.watched.enter(Kind::Seek, request, ino);
         let hole = match whence {
             libc::SEEK_DATA => false,
             libc::SEEK_HOLE => true,
@@ -729,8 +819,8 @@ impl<B: Backend> Filesystem for Adapter<B> {
 
     fn copy_file_range(
         &self,
-        _: &Request,
-        _ino_in: INodeNo,
+        request: &Request,
+        ino_in: INodeNo,
         fh_in: FileHandle,
         offset_in: u64,
         _ino_out: INodeNo,
@@ -740,6 +830,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _entered = self.watched.enter(Kind::Copy, request, ino_in);
         let vfs = self.vfs.clone();
         self.spawn(async move {
             let (from, to) = ((fh_in.0, offset_in), (fh_out.0, offset_out));
@@ -756,7 +847,9 @@ impl<B: Backend> Adapter<B> {
     fn share(&self) -> Self {
         Self {
             vfs: self.vfs.clone(),
+            watched: self.watched.clone(),
             direct: self.direct,
+            always_direct: self.always_direct,
         }
     }
 
@@ -769,8 +862,11 @@ impl<B: Backend> Adapter<B> {
         reply: ReplyEntry,
     ) {
         let (vfs, cred, name) = (self.vfs.clone(), cred(request), bytes(name));
+        let watched = self.watched();
         self.spawn(async move {
-            reply_entry(reply, vfs.make(cred, id(parent), name, new).await);
+            let made = vfs.make(cred, id(parent), name.clone(), new).await;
+            watched.saw_entry(&made, id(parent), &name);
+            reply_entry(reply, made);
         });
     }
 

@@ -5,6 +5,7 @@ mod connect;
 mod options;
 mod place;
 mod serve;
+mod watch;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,9 @@ pub struct MountArgs {
     /// What the command starts: serves, and reports to its parent over standard output.
     #[arg(long, hide = true)]
     pub background: bool,
+    /// The file that standard error of the background leads to.
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub log: Option<PathBuf>,
 }
 
 /// A mount that was asked for, checked.
@@ -38,6 +42,8 @@ struct Request {
     /// Absolute.
     dir: PathBuf,
     options: MountOptions,
+    /// The file that takes its messages; none: standard error.
+    log: Option<PathBuf>,
 }
 
 /// Mounts a volume. Returns when the mount answers; with `-f`, when it is unmounted.
@@ -57,6 +63,12 @@ fn try_run(args: &MountArgs) -> Result<(), (String, u8)> {
     }
     let request = check(args)?;
     if args.foreground {
+        let mut request = request;
+        if let Some(log) = &request.options.log_file {
+            let log = std::path::absolute(log).map_err(|error| (error.to_string(), 1))?;
+            watch::log_to(&log).map_err(|why| (why, 1))?;
+            request.log = Some(log);
+        }
         start_log(request.options.log_level);
         return serve::serve(&request, |_| {}).map_err(|why| (why, 1));
     }
@@ -66,7 +78,7 @@ fn try_run(args: &MountArgs) -> Result<(), (String, u8)> {
         .clone()
         .unwrap_or_else(|| default_log(&request.dir));
     let log = std::path::absolute(&log).map_err(|error| (error.to_string(), 1))?;
-    background::start(&child_args(args, &request.dir), &log).map_err(|why| (why, 1))
+    background::start(&child_args(args, &request.dir, &log), &log).map_err(|why| (why, 1))
 }
 
 fn check(args: &MountArgs) -> Result<Request, (String, u8)> {
@@ -78,16 +90,22 @@ fn check(args: &MountArgs) -> Result<Request, (String, u8)> {
         source,
         dir,
         options,
+        log: args.log.clone(),
     })
 }
 
 /// Arguments of the process in the background.
-fn child_args(args: &MountArgs, dir: &Path) -> Vec<OsString> {
+fn child_args(args: &MountArgs, dir: &Path, log: &Path) -> Vec<OsString> {
     let mut words: Vec<OsString> = vec!["mount".into()];
     for options in &args.options {
         words.extend(["-o".into(), options.into()]);
     }
-    words.extend(["--background".into(), "--".into()]);
+    words.extend([
+        "--background".into(),
+        "--log".into(),
+        log.into(),
+        "--".into(),
+    ]);
     words.extend([args.source.clone().into(), dir.into()]);
     words
 }

@@ -42,6 +42,8 @@ pub(super) struct MountOptions {
     pub(super) negative_ttl: Option<Duration>,
     /// `log-file`, if given.
     pub(super) log_file: Option<PathBuf>,
+    /// `direct-io-mode`: every file is read and written past the kernel's pages.
+    pub(super) direct_io: bool,
     /// Log level, as tracing names it.
     pub(super) log_level: &'static str,
     /// Options accepted without effect, for the log.
@@ -60,6 +62,7 @@ impl Default for MountOptions {
             entry_ttl: None,
             negative_ttl: None,
             log_file: None,
+            direct_io: false,
             log_level: "info",
             ignored: Vec::new(),
         }
@@ -68,13 +71,11 @@ impl Default for MountOptions {
 
 /// Options of GlusterFS that have nothing to switch here: what they tune does not exist, or is always on.
 const WITHOUT_EFFECT: &[&str] = &[
-    "acl",
     "attr-times-granularity",
     "auto-invalidation",
     "background-qlen",
     "capability",
     "congestion-threshold",
-    "direct-io-mode",
     "dump-fuse",
     "event-history",
     "fetch-attempts",
@@ -199,6 +200,8 @@ fn parse_option(options: &mut MountOptions, word: &str) -> Result<(), String> {
         "noexec" => options.kernel.push(MountOption::NoExec),
         "exec" => options.kernel.push(MountOption::Exec),
         "noatime" => options.kernel.push(MountOption::NoAtime),
+        // ACLs are always on.
+        "acl" => {}
         // Access times are never written by reads, so these hold already.
         "nodiratime" | "relatime" | "atime" | "diratime" | "norelatime" => {}
         "attribute-timeout" => options.attr_ttl = Some(seconds(name, needed()?)?),
@@ -214,6 +217,17 @@ fn parse_option(options: &mut MountOptions, word: &str) -> Result<(), String> {
                 .ok()
                 .filter(|port| *port > 0)
                 .ok_or_else(|| format!("option {name}: '{text}' is not a port number"))?;
+        }
+        "direct-io-mode" => {
+            options.direct_io = match needed()? {
+                "enable" | "on" | "yes" | "true" => true,
+                "disable" | "off" | "no" | "false" | "auto" => false,
+                text => {
+                    return Err(format!(
+                        "option {name}: '{text}' is none of enable, disable, auto"
+                    ));
+                }
+            };
         }
         "transport" => {
             let text = needed()?;
@@ -360,7 +374,8 @@ mod tests {
         let options = parse("log-file=/x/y.log,log-level=WARNING,server-port=99,acl").unwrap();
         assert_eq!(options.log_file, Some(PathBuf::from("/x/y.log")));
         assert_eq!((options.log_level, options.port), ("warn", 99));
-        assert_eq!(options.ignored, ["acl"]);
+        assert!(options.ignored.is_empty() && !options.direct_io);
+        assert!(parse("direct-io-mode=enable").unwrap().direct_io);
         assert!(parse("defaults,_netdev,x-systemd.automount,nofail,,noatime").is_ok());
         let options = parse("backup-volfile-servers=b:[fe80::1]:c").unwrap();
         let source = parse_source("a:5:/v").unwrap();
@@ -384,6 +399,8 @@ mod tests {
             ("subdir-mount=/x", "subdir-mount"),
             ("backup-volfile-servers=a::b", "backup servers"),
             ("transport=rdma", "transport"),
+            ("direct-io-mode=perhaps", "direct-io-mode"),
+            ("direct-io-mode", "direct-io-mode"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(name), "{text}: {error}");

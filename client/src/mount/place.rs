@@ -62,6 +62,18 @@ fn mounted_on(dir: &Path) -> Option<Mounted> {
         .find(|mounted| mounted.dir == dir)
 }
 
+/// Whether a volume is mounted on a directory.
+pub(super) fn is_mounted(dir: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo");
+    // Without a table nothing is known.
+    table.is_err()
+        || table.is_ok_and(|table| {
+            let all = parse_table(&table);
+            all.iter()
+                .any(|mounted| mounted.dir == dir && mounted.kind == FS_TYPE)
+        })
+}
+
 /// Makes sure that something can be mounted on `dir`; takes away what a dead client left there. Gives the absolute
 /// path.
 ///

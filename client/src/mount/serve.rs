@@ -13,6 +13,7 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
 use super::connect::{connect, follow_options};
+use super::watch::{self, MountWatch};
 use super::{Request, place};
 use crate::fuse::{Adapter, Caches};
 use crate::vfs::Vfs;
@@ -87,7 +88,18 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
     let env: Arc<dyn Env> = Arc::new(RealEnv::new(runtime.handle.clone()));
     let vfs = start(&runtime, request, env)?;
     runtime.handle.spawn(follow_options(vfs.clone()));
-    let adapter = Adapter::new(vfs.clone());
+    let mut adapter = Adapter::new(vfs.clone());
+    adapter.set_direct_io(request.options.direct_io);
+    let watch = MountWatch {
+        vfs: vfs.clone(),
+        watched: adapter.watched(),
+        dir: request.dir.clone(),
+        log: request.log.clone(),
+        dump: watch::dump_path(request),
+    };
+    let name = &request.source.volume;
+    watch.watched.set_mounted(name, &request.dir);
+    runtime.handle.spawn(watch.clone().follow_signals());
     let mut session = Session::new(adapter, &request.dir, &config(request))
         .map_err(|error| cannot_mount(request, &error))?;
     let caches = Caches::start(session.notifier()).map_err(|error| error.to_string())?;
@@ -106,6 +118,7 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
         request.source.text,
         request.dir.display()
     );
+    runtime.handle.spawn(watch.follow_requests());
     ready(Ok(()));
     match loops.join() {
         Ok(Ok(())) => {}

@@ -20,7 +20,7 @@ mod tests;
 pub use cluster::{Cluster, ConnectError, OpenCheck};
 pub use marks::{Marks, Told};
 pub use renew::Garbage;
-pub use set::{Answered, How, Set};
+pub use set::{Answered, How, Set, SetState};
 pub use stage::Piece;
 
 use std::future::Future;

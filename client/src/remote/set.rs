@@ -14,6 +14,7 @@ use mortar_protocol::frame::{Frame, FrameError};
 use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex, StageId};
 use mortar_protocol::transport::Lost;
 use mortar_protocol::view::View;
+use mortar_protocol::watch::{Wait, fails_because, waits_for};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -50,6 +51,27 @@ pub struct How {
     pub cred: Cred,
     /// Answer only once it is flushed on every member.
     pub durable: bool,
+}
+
+/// What a state dump shows of a set.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct SetState {
+    /// Its place in the volume.
+    pub index: u32,
+    /// Epoch of the view known.
+    pub epoch: Option<u64>,
+    /// The brick that requests go to.
+    pub primary: Option<String>,
+    /// Where that is.
+    pub addresses: Vec<String>,
+    /// Whether the session has begun there.
+    pub knows_session: bool,
+    /// All requests below this number are answered.
+    pub answered_below: u64,
+    /// Whether calls have waited in vain since the last answer.
+    pub away: bool,
+    /// Age of the last answer.
+    pub heard_ms_ago: u64,
 }
 
 /// A set of the volume.
@@ -241,6 +263,7 @@ impl Set {
             };
             if begun {
                 // The others end in time, with an answer or without.
+                waits_for(Wait::Room(self.index.0));
                 room.await;
             } else {
                 self.begin(&mut tries).await?;
@@ -291,6 +314,12 @@ impl Set {
             }
         }
         if call.number > 0 && call.repeat {
+            fails_because(|| {
+                format!(
+                    "its session ended; whether set {} has done it is not known",
+                    self.index.0
+                )
+            });
             return Err(Fault::Refused(Errno::EIO));
         }
         self.begin(&mut Tries::new(started)).await?;
@@ -313,6 +342,10 @@ impl Set {
             let frame = encode(call, body)?;
             let time = self.left(&tries, true).min(TRY);
             let sent = self.hub.transport.call(target.node, &target.addrs, frame);
+            waits_for(match call.fop {
+                Fop::LockWait(_) => Wait::Lock,
+                _ => Wait::Answer(self.index.0),
+            });
             let frame = match within(&self.hub.env, time, sent).await {
                 Some(Ok(frame)) => frame,
                 Some(Err(Lost::NotSent | Lost::Rejected)) => {
@@ -347,11 +380,20 @@ impl Set {
                 Err(Fault::Corrupt) if call.fop.is_read() => {
                     corrupt.push(target.brick);
                     if self.aim(call, &corrupt).is_none() {
+                        fails_because(|| {
+                            format!("no member of set {} can read a block of it", self.index.0)
+                        });
                         return Err(Fault::Corrupt);
                     }
                 }
                 Err(fault) => {
                     self.heard(&Fop::StatFs, answer.mark, answer.flushed);
+                    if matches!(fault.errno(), Errno::EIO | Errno::ENOSPC) {
+                        fails_because(|| {
+                            let (set, brick) = (self.index.0, target.brick);
+                            format!("refused by set {set}, brick {brick}: {fault:?}")
+                        });
+                    }
                     return Err(fault);
                 }
             }
@@ -410,8 +452,14 @@ impl Set {
         let left = self.left(tries, lost);
         if left.is_zero() {
             self.inner.lock().away = true;
+            fails_because(|| {
+                let waited = self.hub.env.now().since(tries.started);
+                let what = if lost { "no answer" } else { "does not serve" };
+                format!("set {}: {what} for {waited:.1?}", self.index.0)
+            });
             return Err(Fault::Refused(Errno::ENOTCONN));
         }
+        waits_for(Wait::Serving(self.index.0));
         let changed = std::pin::pin!(self.changed.notified());
         self.hub.poke();
         let pause = tries.pause.min(left);
@@ -456,6 +504,26 @@ impl Set {
                 epoch: view.epoch,
             })
         });
+    }
+
+    /// What a state dump shows of it.
+    pub fn state(&self) -> SetState {
+        let inner = self.inner.lock();
+        let now = self.hub.env.now();
+        SetState {
+            index: self.index.0,
+            epoch: inner.view.as_ref().map(|view| view.epoch.0),
+            primary: inner.target.as_ref().map(|to| to.brick.to_string()),
+            addresses: inner
+                .target
+                .as_ref()
+                .map(|to| to.addrs.iter().map(SocketAddr::to_string).collect())
+                .unwrap_or_default(),
+            knows_session: inner.begun,
+            answered_below: inner.numbers.answered_below(),
+            away: inner.away,
+            heard_ms_ago: now.since(inner.heard).as_millis() as u64,
+        }
     }
 
     /// The nodes that take stages: all data-keeping members.
@@ -531,6 +599,12 @@ impl Set {
                         ?opening,
                         "unflushed changes are lost"
                     );
+                    fails_because(|| {
+                        format!(
+                            "set {} has restarted and lost changes that were not flushed",
+                            self.index.0
+                        )
+                    });
                     outcome = Err(Fault::Refused(Errno::EIO));
                     true
                 }

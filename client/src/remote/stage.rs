@@ -7,6 +7,7 @@ use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Request, Stage, StageAnswer};
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::StageId;
+use mortar_protocol::watch::{Wait, fails_because, waits_for};
 use std::time::Duration;
 
 use super::set::{Set, Tries};
@@ -58,7 +59,12 @@ impl Set {
                     | Fault::NotPrimary(_)
                     | Fault::StaleView(_),
                 )) => self.pause(&mut tries, false).await?,
-                Err(Some(fault)) => return Err(fault),
+                Err(Some(fault)) => {
+                    fails_because(|| {
+                        format!("set {} did not take its data: {fault:?}", self.index().0)
+                    });
+                    return Err(fault);
+                }
             }
         }
     }
@@ -82,6 +88,7 @@ impl Set {
                 sent.push(async move { (at, within(&self.hub.env, TRY, call).await) });
             }
         }
+        waits_for(Wait::Answer(self.index().0));
         let mut kept = vec![false; pieces.len()];
         let mut why = None;
         while let Some((at, outcome)) = sent.next().await {

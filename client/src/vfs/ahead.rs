@@ -42,6 +42,11 @@ impl Budget {
         })
     }
 
+    /// Bytes taken.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
     /// Takes `bytes` of it, given back when the share is dropped.
     fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
         self.used

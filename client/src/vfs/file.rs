@@ -16,6 +16,7 @@ use super::backend::{Backend, FileOp, NewInode, Res};
 use super::held::Local;
 use super::node::Node;
 use super::{Core, Handle, Vfs};
+use crate::volume::questions::is_question;
 
 /// The extended attributes that hold ACLs.
 const ACL_NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
@@ -399,13 +400,34 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// The last descriptor of a handle is gone. `owner`: a flock goes with it.
+    /// The last descriptor of a handle is gone, and with it all locks taken through it: those of an open file
+    /// description have no other end (those of processes ended with the processes' own descriptors). `owner`: a flock
+    /// goes with it.
     pub async fn release(&self, cred: Cred, handle: u64, owner: Option<u64>) {
-        if let (Some(owner), Ok(handle)) = (owner, self.0.handle(handle)) {
-            self.0.settle(&handle.node).await;
-            self.unlock_all(cred, &handle.node, owner).await;
+        if let Ok(handle) = self.0.handle(handle) {
+            let mut owners = std::mem::take(&mut *handle.lockers.lock());
+            owners.extend(owner);
+            if !owners.is_empty() {
+                self.0.settle(&handle.node).await;
+            }
+            for owner in owners {
+                self.unlock_all(cred.clone(), &handle.node, owner).await;
+            }
         }
         self.drop_handle(handle);
+    }
+
+    /// Says that `owner` takes a lock through a handle.
+    pub fn locks_through(&self, handle: u64, owner: u64) {
+        if let Ok(handle) = self.0.handle(handle) {
+            handle.lockers.lock().insert(owner);
+        }
+    }
+
+    /// Whether locks may have been taken through a handle.
+    pub fn may_hold_locks(&self, handle: u64) -> bool {
+        let handle = self.0.handle(handle);
+        handle.is_ok_and(|handle| !handle.lockers.lock().is_empty())
     }
 
     /// The same without locks; never waits.
@@ -535,7 +557,7 @@ impl<B: Backend> Vfs<B> {
     ///
     /// ENODATA if it is absent; those of the volume.
     pub async fn getxattr(&self, id: InodeId, name: Bytes) -> Res<Bytes> {
-        if self.has_no_xattr(id) {
+        if self.has_no_xattr(id) && !is_question(&name) {
             return Err(Errno::ENODATA);
         }
         self.0.backend.getxattr(id, name).await

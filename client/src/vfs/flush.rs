@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use mortar_protocol::attr::{Attr, Cred};
 use mortar_protocol::ids::InodeId;
+use mortar_protocol::watch::{Wait, last_cause, waits_for};
 
 use super::backend::{Backend, FileOp, Res};
 use super::node::Node;
@@ -53,6 +54,7 @@ impl<B: Backend> Core<B> {
             if node.state.lock().answered(number) {
                 return;
             }
+            waits_for(Wait::Held);
             answered.await;
         }
     }
@@ -91,7 +93,8 @@ impl<B: Backend> Core<B> {
                 match result {
                     Ok(changed) => state.batch_ends(changed, now),
                     Err(errno) => {
-                        tracing::warn!(inode = %node.id, ?errno, "held changes were refused and are lost");
+                        let cause = last_cause().unwrap_or_default();
+                        tracing::warn!(inode = %node.id, ?errno, cause, "held changes were refused and are lost");
                         (state.batch_failed(errno), true)
                     }
                 }
@@ -223,6 +226,7 @@ impl<B: Backend> Core<B> {
                 let all: Vec<Arc<Node>> = self.nodes.lock().values().cloned().collect();
                 all.iter().for_each(|node| self.start_flush(node));
             }
+            waits_for(Wait::HeldRoom);
             room.await;
         }
     }

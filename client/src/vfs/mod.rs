@@ -24,7 +24,7 @@ pub(crate) mod mem;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -117,6 +117,8 @@ struct Handle {
     cred: Cred,
     ahead: Mutex<Ahead>,
     listing: Mutex<Option<Buffered>>,
+    /// Owners that took locks through it.
+    lockers: Mutex<BTreeSet<u64>>,
 }
 
 /// Entries of a listing that were fetched and not asked for yet.
@@ -221,6 +223,16 @@ impl<B: Backend> Vfs<B> {
     /// Bytes of changes that were not answered yet.
     pub fn held_bytes(&self) -> usize {
         self.0.held.load(Ordering::Relaxed)
+    }
+
+    /// Bytes read ahead and not asked for yet.
+    pub fn read_ahead_bytes(&self) -> usize {
+        self.0.budget.used()
+    }
+
+    /// Open files and directories.
+    pub fn open_handles(&self) -> usize {
+        self.0.handles.read().len()
     }
 
     /// Inodes it knows.
@@ -328,6 +340,7 @@ impl<B: Backend> Core<B> {
             cred,
             ahead: Mutex::default(),
             listing: Mutex::default(),
+            lockers: Mutex::default(),
         };
         self.handles.write().insert(number, Arc::new(handle));
         (number, result)

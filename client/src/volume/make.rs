@@ -11,6 +11,7 @@ use mortar_protocol::placement;
 use super::Volume;
 use super::call::unexpected;
 use super::hints::Target;
+use super::questions::is_question;
 use super::txn::Shares;
 use super::types::{NewInode, Res};
 
@@ -311,6 +312,9 @@ impl Volume {
     /// # Errors
     /// ENODATA.
     pub async fn getxattr(&self, id: InodeId, name: Bytes) -> Res<Bytes> {
+        if is_question(&name) {
+            return self.answer(id, &name).await;
+        }
         self.bytes(id, Fop::GetXattr { id, name }).await
     }
 

@@ -28,6 +28,7 @@ mod lookup;
 mod make;
 pub mod paths;
 mod plan;
+pub mod questions;
 mod rename;
 mod sync;
 #[cfg(test)]
@@ -52,7 +53,7 @@ use mortar_protocol::transport::Transport;
 use mortar_protocol::view::VolumeInfo;
 use parking_lot::RwLock;
 
-use crate::remote::{Cluster, Set};
+use crate::remote::{Cluster, Set, SetState};
 use files::Files;
 use hints::{Dirs, Names, Parents};
 use paths::Opens;
@@ -130,6 +131,12 @@ impl Volume {
     /// must fail.
     pub fn session(&self) -> SessionId {
         self.0.cluster.session()
+    }
+
+    /// How each set stands, for a state dump.
+    pub fn set_states(&self) -> Vec<SetState> {
+        let sets = self.0.cluster.sets();
+        sets.iter().map(|set| set.state()).collect()
     }
 
     /// Says how to find out whether this client holds an inode open: an unlinked file lives on while it does.

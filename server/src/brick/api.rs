@@ -12,10 +12,13 @@ use mortar_protocol::peer::PeerFrame;
 use mortar_protocol::report::{FromBrick, ToBrick};
 use parking_lot::Mutex;
 
+use super::dump::BrickState;
 use super::storage::Storage;
 
 /// Takes the answer of a call and the body that goes with it. Dropped if the brick goes away; the client asks again.
 pub type CallReply = Box<dyn FnOnce(Answer, Bytes) + Send>;
+/// Takes the state of the bricks of a core.
+pub type DumpReply = Box<dyn FnOnce(Vec<BrickState>) + Send>;
 /// Takes the answer of a stage.
 pub type StageReply = Box<dyn FnOnce(StageAnswer) + Send>;
 
@@ -72,6 +75,8 @@ pub enum Message {
         /// The order.
         order: ToBrick,
     },
+    /// Say how all bricks stand.
+    Dump(DumpReply),
 }
 
 /// Where a core's output goes.

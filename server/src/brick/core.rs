@@ -197,6 +197,10 @@ impl Core {
                     brick.order(order);
                 }
             }
+            Message::Dump(reply) => {
+                let states = self.bricks.values().map(|brick| brick.state(self.now));
+                reply(states.collect());
+            }
         }
     }
 

@@ -4,6 +4,7 @@ mod api;
 mod by_namespace;
 mod calls;
 mod core;
+mod dump;
 mod on_store;
 mod reads;
 mod rules;
@@ -11,9 +12,10 @@ mod sessions;
 mod state;
 mod storage;
 
-pub use self::api::{BrickConfig, CallReply, Completions, Message, Outbox, StageReply};
+pub use self::api::{BrickConfig, CallReply, Completions, DumpReply, Message, Outbox, StageReply};
 pub use self::by_namespace::Namespace;
 pub use self::core::Core;
+pub use self::dump::{BrickState, SessionState, Unanswered};
 pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};
 #[cfg(test)]
 pub(crate) use self::state::lineage;

@@ -188,6 +188,11 @@ impl Brick {
         }
     }
 
+    /// The set it belongs to.
+    pub(super) fn set(&self) -> SetId {
+        self.set
+    }
+
     pub(super) fn opening(&self) -> Opening {
         self.log.view().map_or(Opening(0), |view| view.opening)
     }

@@ -16,6 +16,7 @@ use mortar_protocol::env_real::random_id;
 use mortar_protocol::ids::{BrickId, RunId, SetIndex, VolumeId};
 use mortar_protocol::transport::{Identity, Peer};
 use mortar_protocol::view::{BrickInfo, SetKind, VolumeInfo, VolumeState};
+use mortar_protocol::watch::OpStats;
 
 use super::machine::{Command, Outcome, State, Volume};
 use super::store::Control;
@@ -63,6 +64,10 @@ pub trait BrickHost: Send + Sync + 'static {
     fn close(&self, volume: VolumeInfo) -> BoxFuture<'static, ()>;
     /// How a brick is doing.
     fn health(&self, brick: BrickId) -> BrickHealth;
+    /// Counts and latencies of what clients asked of these bricks of this node.
+    fn stats(&self, _bricks: &[BrickId]) -> Vec<OpStats> {
+        Vec::new()
+    }
 }
 
 /// Answers management requests.
@@ -139,6 +144,7 @@ impl Admin {
                 | AdminRequest::Info { .. }
                 | AdminRequest::Status { .. }
                 | AdminRequest::Node
+                | AdminRequest::Stats { .. }
         );
         let allowed = match peer.identity {
             Identity::Node(_) | Identity::Client { uid: 0 } => true,
@@ -187,6 +193,7 @@ impl Admin {
             AdminRequest::Delete { volume } => self.propose(Command::Delete { volume }).await,
             AdminRequest::Info { volume } => self.info(volume.as_deref()),
             AdminRequest::Status { volume } => self.status(&volume),
+            AdminRequest::Stats { volume } => self.stats(&volume),
             AdminRequest::Set { volume, options } => {
                 self.propose(Command::Set { volume, options }).await
             }
@@ -248,6 +255,13 @@ impl Admin {
         };
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(AdminReply::Volumes(volumes))
+    }
+
+    fn stats(&self, name: &str) -> Result<AdminReply, Refusal> {
+        let volume = self.volume(name)?;
+        let sets = volume.info.sets.iter().flatten();
+        let bricks: Vec<BrickId> = sets.map(|brick| brick.id).collect();
+        Ok(AdminReply::Stats(self.host.stats(&bricks)))
     }
 
     fn status(&self, name: &str) -> Result<AdminReply, Refusal> {

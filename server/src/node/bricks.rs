@@ -7,20 +7,25 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join_all};
 use mortar_protocol::entry::Space;
 use mortar_protocol::env_real::random_id;
+use mortar_protocol::fop::Fop;
 use mortar_protocol::ids::{BootId, BrickId, NodeId, RunId, SetIndex};
 use mortar_protocol::peer::PeerFrame;
 use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
 use mortar_protocol::view::{BrickInfo, VolumeInfo};
+use mortar_protocol::watch::{OpStats, Sum, Watch, named};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 
 use super::core_thread::{CoreThread, Post};
-use crate::brick::{BrickConfig, Message, Rules, Storage};
+use crate::brick::{BrickConfig, BrickState, Message, Rules, Storage};
 use crate::control::admin::{BrickHealth, BrickHost, FormatBrick};
 use crate::control::leader::Orders;
 
 /// How long a brick has to flush and stop in good order.
 const STOP_TIME: Duration = Duration::from_secs(8);
+
+/// How long a core has to say how its bricks stand.
+const DUMP_TIME: Duration = Duration::from_secs(2);
 
 /// A store whose earlier owner in this process is just letting it go is tried again this often ...
 const BUSY_TRIES: u32 = 60;
@@ -69,6 +74,7 @@ pub struct Backend {
 /// An open brick.
 struct OpenBrick {
     core: usize,
+    watch: Arc<Watch>,
     run: RunId,
     space: Space,
     poisoned: Option<String>,
@@ -142,6 +148,39 @@ impl Bricks {
     /// The core that serves a brick.
     pub fn core_of(&self, brick: BrickId) -> Option<usize> {
         self.open.read().get(&brick).map(|open| open.core)
+    }
+
+    /// The core that serves a brick, and what is asked of the brick.
+    pub fn place_of(&self, brick: BrickId) -> Option<(usize, Arc<Watch>)> {
+        let open = self.open.read();
+        let open = open.get(&brick)?;
+        Some((open.core, Arc::clone(&open.watch)))
+    }
+
+    /// What is asked of each open brick.
+    pub fn watches(&self) -> Vec<(BrickId, Arc<Watch>)> {
+        let open = self.open.read();
+        open.iter()
+            .map(|(id, open)| (*id, Arc::clone(&open.watch)))
+            .collect()
+    }
+
+    /// How all open bricks stand. Cores that do not answer in time are left out.
+    pub async fn states(&self) -> Vec<BrickState> {
+        let mut answers = Vec::new();
+        for core in self.cores.read().iter() {
+            let (tell, told) = tokio::sync::oneshot::channel();
+            core.push(Message::Dump(Box::new(move |states| {
+                // Whoever asked may have given up.
+                let _ = tell.send(states);
+            })));
+            answers.push(tokio::time::timeout(DUMP_TIME, told));
+        }
+        let told = join_all(answers).await;
+        told.into_iter()
+            .filter_map(|told| told.ok()?.ok())
+            .flatten()
+            .collect()
     }
 
     /// Gives a core a message.
@@ -239,6 +278,7 @@ impl Bricks {
             }
             let entry = OpenBrick {
                 core,
+                watch: Watch::new(Fop::NAMES),
                 run,
                 space: store.space(),
                 poisoned: None,
@@ -368,6 +408,19 @@ impl BrickHost for Host {
             let ids = own.into_iter().map(|(_, brick)| brick.id).collect();
             bricks.close_all(ids).await;
         })
+    }
+
+    fn stats(&self, bricks: &[BrickId]) -> Vec<OpStats> {
+        let mut sums = vec![Sum::default(); Fop::NAMES.len()];
+        for brick in bricks {
+            let Some((_, watch)) = self.0.place_of(*brick) else {
+                continue;
+            };
+            for (sum, more) in sums.iter_mut().zip(watch.sums()) {
+                sum.merge(&more);
+            }
+        }
+        named(Fop::NAMES, &sums)
     }
 
     fn health(&self, brick: BrickId) -> BrickHealth {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mortar_protocol::admin::NodeInfo;
 use mortar_protocol::env_real::mono_now;
+use mortar_protocol::logfile::take_stderr;
 use mortar_protocol::report::FromBrick;
 use mortar_protocol::transport::quic::{QuicError, QuicServer, ServerLimits};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +17,7 @@ use tokio::sync::mpsc;
 use super::api;
 use super::bricks::{Backend, Bricks, Host};
 use super::data_dir::{DataDir, DataDirError};
+use super::dump;
 use super::enrolment::EnrolSocket;
 use super::service::{ADMIN_QUEUE, AdminCall, NodeService, answer};
 use crate::control::admin::Admin;
@@ -36,6 +38,8 @@ pub struct Options {
     pub api: SocketAddr,
     /// Core threads.
     pub threads: usize,
+    /// The file that takes its messages, to be opened again on SIGHUP.
+    pub log_file: Option<PathBuf>,
 }
 
 /// Why a daemon ended. Each prints as one line.
@@ -161,6 +165,15 @@ pub async fn serve(
     let mut leading = tokio::spawn(lead(leader, Arc::clone(&control), incoming));
     admin.recover().await?;
     let answering = tokio::spawn(manage(Arc::clone(&admin), admin_calls));
+    let helpers = [
+        tokio::spawn(dump::follow_slow(Arc::clone(&bricks))),
+        tokio::spawn(tell_on_signals(
+            Arc::clone(&bricks),
+            Arc::clone(&control),
+            Arc::clone(&data),
+            options.log_file.clone(),
+        )),
+    ];
     let socket = EnrolSocket::start(&data, addrs, server.local_addr())
         .map_err(system("enrolment socket"))?;
     tracing::info!(
@@ -175,6 +188,7 @@ pub async fn serve(
     };
     tracing::info!("mortard stops");
     answering.abort();
+    helpers.iter().for_each(tokio::task::JoinHandle::abort);
     // Bricks that stop are not dropped from their views: all of them come back.
     leading.abort();
     drop(socket);
@@ -183,6 +197,37 @@ pub async fn serve(
     match failed {
         Some(error) => Err(error.into()),
         None => Ok(()),
+    }
+}
+
+/// On SIGHUP opens the log file again; on SIGUSR1 writes the state dump.
+async fn tell_on_signals(
+    bricks: Arc<Bricks>,
+    control: Arc<Control>,
+    data: Arc<DataDir>,
+    log_file: Option<PathBuf>,
+) {
+    let (Ok(mut hang_up), Ok(mut user)) = (
+        signal(SignalKind::hangup()),
+        signal(SignalKind::user_defined1()),
+    ) else {
+        return tracing::error!("signals cannot be waited for");
+    };
+    loop {
+        tokio::select! {
+            _ = hang_up.recv() => {
+                if let Some(path) = &log_file
+                    && let Err(error) = take_stderr(path)
+                {
+                    tracing::error!(path = %path.display(), %error, "the log cannot be opened again");
+                }
+                tracing::info!("told to open the log again");
+            }
+            _ = user.recv() => match dump::write(&bricks, &control, &data.path).await {
+                Ok(path) => tracing::info!(path = %path.display(), "wrote the state"),
+                Err(error) => tracing::error!(%error, "the state cannot be written"),
+            },
+        }
     }
 }
 

@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use mortar_protocol::env_real::random_id;
@@ -77,8 +77,15 @@ impl DataDir {
         let path = path.canonicalize().map_err(file_error(path))?;
         let meta = path.metadata().map_err(file_error(&path))?;
         let uid = rustix::process::geteuid().as_raw();
-        if meta.uid() != uid || meta.mode() & 0o077 != 0 {
+        let open = meta.mode() & 0o077 != 0;
+        if meta.uid() != uid || open && !is_empty(&path) {
             return Err(DataDirError::NotPrivate { path, uid });
+        }
+        if open {
+            // Nothing of anybody's is in it yet.
+            std::fs::set_permissions(&path, PermissionsExt::from_mode(0o700))
+                .map_err(file_error(&path))?;
+            tracing::info!(path = %path.display(), "the data directory was open to others; its mode is 0700 now");
         }
         let lock_path = path.join("lock");
         let lock = File::options()
@@ -108,6 +115,10 @@ impl DataDir {
             _lock: lock,
         })
     }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn identity(path: &Path) -> Result<(ClusterId, NodeId), DataDirError> {
@@ -140,7 +151,6 @@ fn identity(path: &Path) -> Result<(ClusterId, NodeId), DataDirError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn keeps_its_identity_and_one_daemon() {
@@ -157,6 +167,16 @@ mod tests {
         let again = DataDir::open(&path).unwrap();
         assert_eq!((again.cluster, again.node), (cluster, node));
         assert_eq!(again.credentials, credentials);
+    }
+
+    #[test]
+    fn closes_an_empty_directory_to_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        drop(DataDir::open(&path).unwrap());
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o700);
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod bricks;
 pub mod core_thread;
 pub mod daemon;
 pub mod data_dir;
+pub mod dump;
 pub mod enrolment;
 pub mod service;
 pub mod stores;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mortar_protocol::admin::AdminRequest;
+use mortar_protocol::env_real::mono_now;
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Request, Stage, StageAnswer};
 use mortar_protocol::frame::Frame;
@@ -12,6 +13,7 @@ use mortar_protocol::ids::{BrickId, Mark, Seq};
 use mortar_protocol::peer::{PeerEnvelope, PeerFrame};
 use mortar_protocol::transport::{Identity, Peer, ReplyTo, Service};
 use mortar_protocol::view::VolumeState;
+use mortar_protocol::watch::{Flight, Op, Watch};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -62,14 +64,18 @@ impl NodeService {
     }
 
     fn fop(&self, uid: u32, call: Call, body: Bytes, reply: ReplyTo) {
-        let Some(core) = self.bricks.core_of(call.brick) else {
+        let Some((core, watch)) = self.bricks.place_of(call.brick) else {
             return answer(reply, &refusal(self.absent(call.brick)), Bytes::new());
         };
+        let flight = InFlight::new(&watch, &call);
         let message = Message::Call {
             call: Box::new(call),
             body,
             uid,
-            reply: Box::new(move |given, body| answer(reply, &given, body)),
+            reply: Box::new(move |given, body| {
+                flight.answered(&given);
+                answer(reply, &given, body);
+            }),
         };
         self.bricks.push(core, message);
     }
@@ -126,6 +132,41 @@ impl NodeService {
                 tracing::warn!(from = %peer.addr, %error, "a node sent entries that cannot be read");
             }
         }
+    }
+}
+
+/// A request that a brick has not answered.
+struct InFlight(Arc<Flight>);
+
+impl InFlight {
+    fn new(watch: &Arc<Watch>, call: &Call) -> Self {
+        let op = Op {
+            kind: call.fop.kind(),
+            inode: call.fop.inode().map_or(0, |id| id.0),
+            asker: call.session.0,
+            number: call.number,
+            started: mono_now(),
+        };
+        let flight = watch.flight(op, None);
+        watch.list(&flight);
+        Self(flight)
+    }
+
+    fn answered(&self, answer: &Answer) {
+        if matches!(
+            answer.result,
+            Err(Fault::Refused(_) | Fault::Corrupt | Fault::Lost(_))
+        ) {
+            self.0.mark_failed();
+        }
+        self.0.end(mono_now());
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        // The brick has gone away; one that was answered is not listed any more.
+        self.0.leave();
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt::{Debug, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-pub use super::samples::all;
+pub use super::samples::{all, fops};
 
 /// A message.
 pub struct Sample {

@@ -145,7 +145,8 @@ fn lock(kind: LockKind) -> LockRequest {
     }
 }
 
-fn fops() -> Vec<Fop> {
+/// One file operation of each kind.
+pub fn fops() -> Vec<Fop> {
     let (id, name) = (ID, name());
     let sets = vec![SetIndex(0), SetIndex(2)];
     let some = || vec![Part::TreeLock, Part::Purge { id }];

@@ -50,6 +50,8 @@ pub struct Daemon {
     supervisor: Option<Child>,
     port: u16,
     api_port: u16,
+    /// More arguments of the process.
+    arguments: Vec<String>,
     dir: TempDir,
 }
 
@@ -57,12 +59,18 @@ pub struct Daemon {
 impl Daemon {
     /// Starts a daemon on free ports, with its data in a temporary directory below `TMPDIR`.
     pub fn start() -> Self {
+        Self::start_with(|_| Vec::new())
+    }
+
+    /// The same, with more arguments, made from the temporary directory.
+    pub fn start_with(arguments: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let dir = TempDir::with_prefix("mortar-test-").expect("temporary directory");
         let mut daemon = Self {
             child: None,
             supervisor: None,
             port: free_port(),
             api_port: free_port(),
+            arguments: arguments(dir.path()),
             dir,
         };
         daemon.restart();
@@ -101,6 +109,7 @@ impl Daemon {
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .args(["--listen", &self.server(), "--api", &self.api()])
+            .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))
             .stderr(log)
@@ -198,9 +207,14 @@ impl Daemon {
 
     /// Ends the process with SIGTERM; gives its exit code and how long it took.
     pub fn terminate(&mut self) -> (Option<i32>, Duration) {
+        self.end_with(libc::SIGTERM)
+    }
+
+    /// Ends the process with a signal; gives its exit code and how long it took.
+    pub fn end_with(&mut self, signal: i32) -> (Option<i32>, Duration) {
         let mut child = self.child.take().expect("daemon runs");
         let start = Instant::now();
-        super::tool::signal(child.id(), libc::SIGTERM);
+        super::tool::signal(child.id(), signal);
         loop {
             if let Some(status) = child.try_wait().expect("wait for mortard") {
                 return (status.code(), start.elapsed());
@@ -208,7 +222,10 @@ impl Daemon {
             if start.elapsed() > Duration::from_secs(30) {
                 child.kill().expect("kill mortard");
                 let _ = child.wait();
-                panic!("mortard did not end within 30 s of SIGTERM\n{}", self.log());
+                panic!(
+                    "mortard did not end within 30 s of the signal\n{}",
+                    self.log()
+                );
             }
             std::thread::sleep(Duration::from_millis(10));
         }

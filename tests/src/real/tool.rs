@@ -58,6 +58,23 @@ pub fn run_in(dir: &Path, program: &str, args: &[&str]) -> Output {
     out
 }
 
+/// Waits until something is there; panics with `what` after `limit`.
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
+pub fn wait_for<T>(
+    what: &str,
+    limit: std::time::Duration,
+    mut look: impl FnMut() -> Option<T>,
+) -> T {
+    let start = std::time::Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
 /// The last 4 KiB of an output, as text.
 pub fn tail(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(4096)..]).into_owned()

@@ -14,6 +14,7 @@ use mortar_protocol::peer::{History, PeerFrame, PeerMessage};
 use mortar_protocol::placement::Layout;
 use mortar_protocol::report::{BrickEvent, MemberRuns, SetShape, ToBrick};
 use mortar_protocol::view::{BrickInfo, SetKind, VolumeInfo, VolumeState};
+use mortar_protocol::watch::OpStats;
 
 use super::{ID, OTHER, SESSION, SET, STAGE, envelope, pos, view};
 
@@ -317,6 +318,7 @@ pub(super) fn admin_requests() -> Vec<(&'static str, AdminRequest)> {
             },
         ),
         ("Node", AdminRequest::Node),
+        ("Stats", AdminRequest::Stats { volume: volume() }),
     ]
 }
 
@@ -365,6 +367,20 @@ pub(super) fn admin_replies() -> Vec<(&'static str, AdminReply)> {
             AdminReply::Refused {
                 message: "no".to_owned(),
             },
+        ),
+        (
+            "Stats",
+            AdminReply::Stats(vec![OpStats {
+                name: "read".to_owned(),
+                count: 1_000,
+                failed: 1,
+                mean_ns: 120_000,
+                p50_ns: 100_000,
+                p90_ns: 200_000,
+                p99_ns: 300_000,
+                p999_ns: 400_000,
+                max_ns: 5_000_000_000,
+            }]),
         ),
     ]
 }
