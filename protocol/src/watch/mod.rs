@@ -57,8 +57,8 @@ impl Wait {
             Self::HeldRoom => 2,
             Self::Lock => 3,
             Self::Answer(set) => Self::WITH_SET | u64::from(set),
-            Self::Serving(set) => 2 * Self::WITH_SET | u64::from(set),
-            Self::Room(set) => 3 * Self::WITH_SET | u64::from(set),
+            Self::Serving(set) => (2 * Self::WITH_SET) | u64::from(set),
+            Self::Room(set) => (3 * Self::WITH_SET) | u64::from(set),
         }
     }
 
