@@ -163,13 +163,13 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.scan(from, to, at, f)
     }
 
-    fn start_read(&self, object: Object, offset: u64, len: usize, at: Seq, done: ReadDone) {
+    fn start_read(&self, range: (Object, u64, usize), at: Seq, idle: bool, done: ReadDone) {
         let open = self.trace.open(Span::ReadData);
         let done: ReadDone = Box::new(move |result| {
             drop(open);
             done(result);
         });
-        self.inner.start_read(object, offset, len, at, done);
+        self.inner.start_read(range, at, idle, done);
     }
 
     fn read_now(&self, object: Object, offset: u64, len: usize, at: Seq) -> Result<Bytes, Fault> {

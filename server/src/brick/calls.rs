@@ -19,6 +19,8 @@ use super::storage::NEWEST;
 const MAX_QUEUE: usize = 8_192;
 /// Free bytes of the ring, beyond the request's own, below which a change waits for a checkpoint.
 const RING_RESERVE: u64 = (MAX_INLINE as u64) + (512 << 10);
+/// From this part of the pending map's bound on, flushes follow one another, so that it is never full while they keep up.
+const FLUSH_FROM: usize = 4;
 /// A change waits so long for a stage that is on its way.
 const STAGE_WAIT: Duration = Duration::from_millis(500);
 /// A change waits so long for the one before it.
@@ -88,9 +90,9 @@ impl Brick {
         }
         let body = queued.body.len();
         let (used, bound) = self.storage.pending();
-        if used + body > bound {
+        if used + body > bound / FLUSH_FROM {
             self.log.want_flush(self.log.head().seq);
-            if used > 0 {
+            if used > 0 && used + body > bound {
                 return Admission::Wait;
             }
         }

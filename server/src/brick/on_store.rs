@@ -126,11 +126,11 @@ impl Storage for Store {
         Self::scan(self, from, to, at, f).map_err(|err| fault(&err))
     }
 
-    fn start_read(&self, object: Object, offset: u64, len: usize, at: Seq, done: ReadDone) {
+    fn start_read(&self, range: (Object, u64, usize), at: Seq, idle: bool, done: ReadDone) {
         let done = Box::new(move |result: Result<Bytes, ReadError>| {
             done(result.map_err(|err| read_fault(&err)));
         });
-        Self::start_read(self, object, offset, len, at, done);
+        Self::start_read(self, range, at, idle, done);
     }
 
     fn read_now(&self, object: Object, offset: u64, len: usize, at: Seq) -> Result<Bytes, Fault> {

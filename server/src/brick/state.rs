@@ -97,6 +97,8 @@ pub(super) struct Brick {
     pub(super) reads: BTreeMap<Seq, Vec<Queued>>,
     /// Reads whose data is on its way.
     pub(super) reading: BTreeMap<u64, (CallReply, Answer)>,
+    /// Whether more messages wait for this thread.
+    pub(super) more: bool,
     pub(super) next_ticket: u64,
     pub(super) lock_waits: Vec<Queued>,
     /// Position at which waiting lock calls were last looked at.
@@ -171,6 +173,7 @@ impl Brick {
             flushing: BTreeMap::new(),
             reads: BTreeMap::new(),
             reading: BTreeMap::new(),
+            more: false,
             next_ticket: 0,
             lock_waits: Vec::new(),
             locks_seen: Seq(0),

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
+use mortar_protocol::env_real::mono_now;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
 use super::flusher::Flushable;
@@ -96,6 +98,26 @@ pub(super) struct Inner {
     is_block: bool,
     /// File system that holds the file (`st_dev`).
     host_device: u64,
+    pace: Pace,
+}
+
+/// How long small reads from the medium have taken lately.
+#[derive(Default)]
+struct Pace(AtomicU64);
+
+/// A medium that takes less than this is worth waiting for: waking another thread and being woken costs as much.
+const QUICK: Duration = Duration::from_micros(120);
+
+impl Pace {
+    fn took(&self, span: Duration) {
+        let (old, new) = (self.0.load(Ordering::Relaxed), span.as_nanos() as u64);
+        // Readers on several threads may lose one another's measurements.
+        self.0.store(old - old / 8 + new / 8, Ordering::Relaxed);
+    }
+
+    fn is_quick(&self) -> bool {
+        u128::from(self.0.load(Ordering::Relaxed)) < QUICK.as_nanos()
+    }
 }
 
 impl FileDevice {
@@ -226,6 +248,7 @@ impl FileDevice {
             len,
             is_block,
             host_device: meta.dev(),
+            pace: Pace::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -242,6 +265,27 @@ impl Device for FileDevice {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         check_range(self.inner.len, offset, buf.len() as u64)?;
         self.inner.file.read_exact_at(buf, offset)
+    }
+
+    fn read_soon(&self, offset: u64, buf: &mut [u8], idle: bool) -> io::Result<bool> {
+        check_range(self.inner.len, offset, buf.len() as u64)?;
+        let mut whole = [io::IoSliceMut::new(&mut *buf)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        match rustix::io::preadv2(&self.inner.file, &mut whole, offset, flags) {
+            Ok(count) if count == buf.len() => return Ok(true),
+            // A part of it, or nothing; or the file system always waits.
+            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::OPNOTSUPP) if idle => {}
+            Err(rustix::io::Errno::OPNOTSUPP) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        }
+        if !idle || !self.inner.pace.is_quick() {
+            return Ok(false);
+        }
+        let begun = mono_now();
+        self.inner.file.read_exact_at(buf, offset)?;
+        self.inner.pace.took(mono_now().since(begun));
+        Ok(true)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -314,6 +358,32 @@ impl Device for FileDevice {
                 let result = inner.file.read_exact_at(&mut buf, offset);
                 done(result.map(|()| buf.freeze()));
             })),
+        }
+    }
+
+    fn start_small_read(&self, offset: u64, len: usize, done: Done<Bytes>) {
+        if let Err(error) = check_range(self.inner.len, offset, len as u64) {
+            return done(Err(error));
+        }
+        let (begun, inner) = (mono_now(), self.inner.clone());
+        let done: Done<Bytes> = Box::new(move |result| {
+            inner.pace.took(mono_now().since(begun));
+            done(result);
+        });
+        let inner = self.inner.clone();
+        if self.engine.uses_uring() {
+            self.engine.run_transfer(Transfer {
+                fd: inner.file.as_raw_fd(),
+                buffer: Buffer::Read(AlignedBuf::with_capacity(len), len, done),
+                device: inner,
+                offset,
+            });
+        } else {
+            self.engine.run_io(Box::new(move || {
+                let mut buf = AlignedBuf::zeroed(len);
+                let result = inner.file.read_exact_at(&mut buf, offset);
+                done(result.map(|()| buf.freeze()));
+            }));
         }
     }
 

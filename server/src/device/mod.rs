@@ -39,6 +39,13 @@ pub trait Device: Send + Sync + 'static {
     /// Fills `buf` from `offset`, through the page cache.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// As [`Device::read_at`] if the page cache has all of it, or if the medium is known to answer sooner than a thread
+    /// could be woken and the caller is `idle`. `false`: nothing was read, see [`Device::start_small_read`].
+    fn read_soon(&self, offset: u64, buf: &mut [u8], idle: bool) -> io::Result<bool> {
+        let _ = idle;
+        self.read_at(offset, buf).map(|()| true)
+    }
+
     /// Writes through the page cache: survives the death of the process, not the loss of power.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
@@ -60,6 +67,12 @@ pub trait Device: Send + Sync + 'static {
 
     /// Reads `len` bytes into a buffer aligned to [`ALIGNMENT`]; meant for 64 KiB and more.
     fn start_read(&self, offset: u64, len: usize, done: Done<Bytes>);
+
+    /// As [`Device::start_read`] through the page cache; meant for less than 64 KiB that [`Device::read_soon`] did not
+    /// give.
+    fn start_small_read(&self, offset: u64, len: usize, done: Done<Bytes>) {
+        self.start_read(offset, len, done);
+    }
 
     /// As [`Device::flush`] for all that was written before this call. Devices on one file system that ask in the
     /// same instant share the work.

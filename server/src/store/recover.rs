@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::log::{Log, identity};
 use super::pending::Pending;
-use super::{META, Meta, Stage, StagedBlock, Store, StoreError, read};
+use super::{META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
 use crate::alloc::{Allocator, Run};
 use crate::device::Device;
 use crate::superblock::{Geometry, MIN_SIZE, Stored, Superblock, SuperblockError};
@@ -156,6 +156,12 @@ impl Store {
             .get(META)?
             .and_then(|bytes| postcard::from_bytes::<Meta>(&bytes).ok())
             .ok_or_else(|| StoreError::Damaged("the store's own record is missing".into()))?;
+        let mut shares = false;
+        let counts = (extents::reference_key(0), extents::reference_key(u64::MAX));
+        tree.snapshot()?.range(&counts.0, &counts.1, &mut |_, _| {
+            shares = true;
+            ControlFlow::Break(())
+        })?;
         let (mut wal, mut entries, log_damaged) = Log::open(
             device.clone(),
             geometry.wal,
@@ -197,6 +203,8 @@ impl Store {
             now: Mono(0),
             checkpoint: None,
             checkpoint_wanted: false,
+            warming: None,
+            shares,
             last_checkpoint: Mono::default(),
             since_checkpoint: 0,
             last_apply: Mono::default(),

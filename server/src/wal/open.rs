@@ -88,15 +88,17 @@ impl Wal {
             at: head.offset,
             flushed: later,
         });
-        let wal = Self {
+        let mut wal = Self {
             identity,
             tail: start.offset,
             head,
             flushed,
             announced,
             filled: head.offset.next_multiple_of(SEGMENT),
+            page: Vec::new(),
             ring,
         };
+        wal.load_page()?;
         Ok(Opened { wal, damage })
     }
 
