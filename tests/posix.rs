@@ -52,7 +52,7 @@ fn pjdfstest_is_complete() {
 
 #[test]
 fn fsx_finds_no_difference() {
-    let operations = std::env::var("FSX_OPERATIONS").unwrap_or_else(|_| "50000".into());
+    let operations = std::env::var("FSX_OPERATIONS").unwrap_or_else(|_| "200000".into());
     let daemon = Daemon::with_volume(Kind::Replica(3), "512M");
     let mount = Mount::new(&daemon, "vol");
     let config = daemon.dir().join("fsx.toml");

@@ -98,25 +98,16 @@ fn libraries_stay_in_their_places() {
     );
 }
 
-#[test]
-fn server_layers_import_downward_only() {
-    // Lowest first; a module may import those before it (and itself).
-    let layers = [
-        "device",
-        "superblock",
-        "wal",
-        "alloc",
-        "tree",
-        "store",
-        "namespace",
-        "setlog",
-        "brick",
-        "offline",
-        "control",
-        "node",
-    ];
-    let root = source_tree().join("server/src");
-    let mut offenders = Vec::new();
+/// Checks the modules of a crate: `layers` names all of them, lowest first; one may import those before it, and itself.
+fn imports_downward(part: &str, layers: &[&str]) {
+    let root = source_tree().join(part).join("src");
+    let text = std::fs::read_to_string(root.join("lib.rs")).expect("lib.rs");
+    let mut offenders: Vec<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'))
+        .filter(|module| !layers.contains(module))
+        .map(|module| format!("{part}: module {module} has no place among the layers"))
+        .collect();
     for (at, layer) in layers.iter().enumerate() {
         let mut files = Vec::new();
         let dir = root.join(layer);
@@ -127,18 +118,69 @@ fn server_layers_import_downward_only() {
         if single.exists() {
             files.push(single);
         }
-        files.retain(|file| !file.components().any(|part| part.as_os_str() == "tests"));
+        assert!(!files.is_empty(), "{part} has no module {layer}");
+        files.retain(|file| {
+            !file
+                .components()
+                .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs")
+        });
         for file in files {
             let text = std::fs::read_to_string(&file).expect("source is text");
             let code = text.split("#[cfg(test)]").next().unwrap_or_default();
             for above in &layers[at + 1..] {
-                if code.contains(&format!("crate::{above}::")) {
+                let named = [format!("crate::{above}::"), format!("crate::{above};")];
+                if named.iter().any(|path| code.contains(path)) {
                     offenders.push(format!("{} imports {above}", file.display()));
                 }
             }
+            if code.contains("crate::{") {
+                offenders.push(format!(
+                    "{} imports by crate::{{..}}, which hides the order: one `use` per module",
+                    file.display()
+                ));
+            }
         }
     }
-    complain("server imports downward only", offenders);
+    complain(&format!("{part} imports downward only"), offenders);
+}
+
+#[test]
+fn server_layers_import_downward_only() {
+    imports_downward(
+        "server",
+        &[
+            "guard",
+            "device",
+            "superblock",
+            "wal",
+            "alloc",
+            "tree",
+            "store",
+            "namespace",
+            "setlog",
+            "brick",
+            "offline",
+            "control",
+            "node",
+        ],
+    );
+}
+
+#[test]
+fn client_layers_import_downward_only() {
+    imports_downward(
+        "client",
+        &[
+            "credentials",
+            "remote",
+            "volume",
+            "vfs",
+            "fuse",
+            "mount",
+            "demo",
+            "cli",
+        ],
+    );
 }
 
 #[test]
