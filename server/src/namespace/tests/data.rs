@@ -75,7 +75,14 @@ fn a_change_on_condition_of_the_size_is_made_whole_or_not_at_all() {
     let mut v = Sets::new(1);
     let id = v.file(b"file").gfid.id;
     v.write(id, 0, b"abc").unwrap();
-    let append = |size| vec![InodeOp::SizeIs { size }, write(size, 2)];
+    let append = |size| {
+        let write = InodeOp::Write {
+            shard: 0,
+            offset: size,
+            len: 2,
+        };
+        vec![InodeOp::SizeIs { size }, write]
+    };
     assert_eq!(v.change(id, append(4), b"xy"), refused(Errno::EAGAIN));
     assert_eq!(v.change(id, append(2), b"xy"), refused(Errno::EAGAIN));
     assert_eq!(v.read(id, 0, 10).unwrap(), b"abc");
