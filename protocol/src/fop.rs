@@ -586,10 +586,16 @@ pub enum InodeOp {
         others: u64,
     },
     /// Raises the file's size by `len`; the old size is answered as `appended_at`. The client then writes there: an
-    /// append that does not fit into shard 0 or into one entry.
+    /// append of which a part lies on another set.
     Grow {
         /// Bytes.
         len: u64,
+    },
+    /// Refuses the whole change with EAGAIN unless the file has this size: an append of which data went ahead, or that
+    /// leaves shard 0.
+    SizeIs {
+        /// Size in bytes.
+        size: u64,
     },
 }
 

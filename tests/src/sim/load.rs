@@ -20,8 +20,10 @@ use super::world::{VOLUME, World};
 const FILES: u64 = 3;
 /// Clients from this number on prepare and look, they do not load.
 pub const FIRST_HELPER: u32 = 1_000;
-/// Blocks of the longest append: less than what is staged.
-const LONGEST_APPEND: u64 = 100;
+/// Blocks of a long append: more than an entry holds inline, so that it goes ahead of its entry.
+const LONG_APPEND: std::ops::Range<u64> = 2_049..2_600;
+/// Blocks read in the end: all that long appends may have made.
+const READ_AT_END: u64 = 40_000;
 /// Blocks that files are written up to.
 const EXTENT: u64 = 64;
 
@@ -365,10 +367,12 @@ impl Hands {
         let kinds = if self.world.plan.blackout { 22 } else { 16 };
         match rng.below(kinds) {
             0..=4 => Act::Write { id, offset, count },
-            // Longer ones are several entries: a truncation may come between them.
             5 | 6 => Act::Append {
                 id,
-                count: count.min(LONGEST_APPEND),
+                count: match rng.permille(self.world.plan.long_appends) {
+                    true => rng.range(LONG_APPEND.start, LONG_APPEND.end),
+                    false => count,
+                },
             },
             7 => Act::Truncate {
                 id,
@@ -376,7 +380,10 @@ impl Hands {
             },
             8..=12 => Act::Read {
                 id,
-                offset,
+                offset: match rng.permille(self.world.plan.long_appends) {
+                    true => rng.below(LONG_APPEND.end),
+                    false => offset,
+                },
                 count: rng.range(1, 100),
             },
             13 => Act::Size { id },
@@ -390,14 +397,10 @@ impl Hands {
         acts.extend((0..2).map(|dir| Act::List { dir }));
         let files = self.world.places.lock().1.clone();
         for id in files {
-            acts.extend([
-                Act::Size { id },
-                Act::Read {
-                    id,
-                    offset: 0,
-                    count: 2000,
-                },
-            ]);
+            acts.push(Act::Size { id });
+            let count = 2_000;
+            let offsets = (0..READ_AT_END).step_by(count as usize);
+            acts.extend(offsets.map(|offset| Act::Read { id, offset, count }));
         }
         for act in acts {
             while self.call(act).await.is_unknown() {

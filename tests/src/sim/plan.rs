@@ -44,6 +44,8 @@ pub struct Plan {
     pub pause: u64,
     /// Largest write in blocks of 512 bytes.
     pub largest: u64,
+    /// Appends of 1000 that are longer than what an entry holds inline.
+    pub long_appends: u64,
     /// `network.session-timeout`, in seconds.
     pub session_timeout: u64,
     /// `cluster.open-wait`, in seconds.
@@ -70,6 +72,7 @@ impl Plan {
             names: [300, 500, 800][rng.below(3) as usize],
             pause: [2 * MILLI, 20 * MILLI, 200 * MILLI][rng.below(3) as usize],
             largest: [8, 16, 300][rng.below(3) as usize],
+            long_appends: [0, 0, 250][rng.below(3) as usize],
             session_timeout: rng.range(5, 8),
             open_wait: rng.range(1, 11),
             blackout: rng.permille(300),

@@ -1,4 +1,7 @@
 //! Seeds that once failed, each with what it showed. They run before the fresh ones.
 
 /// Seed and reason.
-pub const SEEDS: &[(u64, &str)] = &[];
+pub const SEEDS: &[(u64, &str)] = &[(
+    25,
+    "after a lossy opening a truncation that raised the size was done although an append came in between",
+)];

@@ -27,8 +27,14 @@ pub fn check(records: &[Record], look: usize) -> Vec<String> {
             (Act::Lookup { at }, Some(Told::Failed(Errno::ENOENT))) => {
                 seen.names.insert(at, None);
             }
-            (Act::Read { id, .. }, Some(Told::Got(blocks))) => {
-                seen.files.insert(id, blocks.clone());
+            (Act::Read { id, offset, .. }, Some(Told::Got(blocks))) => {
+                let file = seen.files.entry(id).or_default();
+                let end = offset as usize + blocks.len();
+                if !blocks.is_empty() && file.len() < end {
+                    file.resize(end, tags::ZERO);
+                }
+                let into = file.iter_mut().skip(offset as usize);
+                into.zip(blocks).for_each(|(into, block)| *into = *block);
             }
             _ => {}
         }
