@@ -240,6 +240,16 @@ pub enum Fop {
     },
     /// Takes, queues or releases a lock. Answer: [`Reply::Locked`].
     Lock(LockRequest),
+    /// Claims the session's locks on this set again, all that it holds, after the set opened and may have lost some
+    /// ([`Reply::Renewed`] asks for it). They replace what the set knows of the session's. Until every session has
+    /// claimed or ended, the set grants no lock ([`Fault::NotServing`]). EAGAIN if the set has opened once more since.
+    /// Answer: [`Reply::Claimed`], the same for a repeat.
+    Claim {
+        /// The opening after which they are claimed.
+        opening: Opening,
+        /// The locks, at most [`crate::limits::MAX_CLAIMS`].
+        locks: Vec<LockRequest>,
+    },
 }
 
 impl Fop {
@@ -299,6 +309,7 @@ impl Fop {
             Self::Abort { .. } => "abort",
             Self::Forget { .. } => "forget",
             Self::Lock(_) => "lock",
+            Self::Claim { .. } => "claim",
         }
     }
 }
@@ -787,6 +798,8 @@ pub enum Reply {
         /// Unlinked files of several shards that nobody holds open any more, with their sizes: whoever reads this cuts
         /// their shards on the other sets ([`Part::ShardCut`] to 0 with [`Cut::GONE`]), then sends [`Part::Purge`].
         garbage: Vec<(InodeId, u64)>,
+        /// The set waits for this session's [`Fop::Claim`] after that opening.
+        claim: Option<Opening>,
     },
     /// Attributes after a namespace change: one for each `InodeNew`, `LinkAdd`, `LinkMove`, `LinkRemove` and
     /// `InodeCut` of an inode that still exists, in order.
@@ -811,6 +824,11 @@ pub enum Reply {
         others: u64,
         /// What mtime is without the time set by hand.
         otherwise: Time,
+    },
+    /// What of the claimed locks the session does not hold: their inodes and owners. They are lost for good.
+    Claimed {
+        /// Lost ones.
+        lost: Vec<(InodeId, u64)>,
     },
 }
 

@@ -9,7 +9,7 @@ use mortar_protocol::fop::{LockHeld, LockOutcome, LockRequest};
 use mortar_protocol::ids::{InodeId, SessionId};
 
 pub use crate::volume::{
-    Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
+    Changed, FileOp, Found, Listing, LockLoss, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
 };
 
 /// A volume as the Vfs sees it. Errors are what the application gets.
@@ -119,7 +119,7 @@ pub trait Backend: Send + Sync + 'static {
         cred: Cred,
         request: LockRequest,
     ) -> impl Future<Output = Res<(LockOutcome, Option<Attr>)>> + Send;
-    /// Waits, at most about a second, for a queued lock.
+    /// Waits, at most about a second, for a queued lock. `Busy`: it is not queued any more, to be asked for again.
     fn lock_wait(
         &self,
         cred: Cred,
@@ -135,6 +135,8 @@ pub trait Backend: Send + Sync + 'static {
     fn close(&self) -> impl Future<Output = ()> + Send;
     /// Tells the volume whom to ask whether an inode is open here.
     fn set_open_check(&self, check: OpenCheck);
+    /// Tells the volume whom to tell of locks that are lost although the session goes on.
+    fn set_lock_loss(&self, told: LockLoss);
     /// Size of a shard in bytes: files up to it lie on one set.
     fn shard_size(&self) -> u64;
     /// Whether there are several sets, so that a directory's attributes are merged from them.

@@ -85,6 +85,8 @@ pub struct State {
     pub lock_owners: BTreeSet<u64>,
     /// Session in which they got them.
     pub lock_session: SessionId,
+    /// Owners some of whose locks are lost.
+    pub lock_losers: BTreeSet<u64>,
 }
 
 impl Node {
@@ -366,9 +368,11 @@ impl State {
         Some(contents.data.slice(first..last))
     }
 
-    /// Whether locks that somebody counts on went with a session that ended: the file fails until it is closed.
+    /// Whether locks that somebody counts on are lost, with a session that ended or alone: the file fails until it is
+    /// closed.
     pub fn lost_locks(&self, session: SessionId) -> bool {
-        !self.lock_owners.is_empty() && self.lock_session != session
+        let ended = !self.lock_owners.is_empty() && self.lock_session != session;
+        ended || !self.lock_losers.is_disjoint(&self.lock_owners)
     }
 
     /// Takes the error that a handle has not been told yet.

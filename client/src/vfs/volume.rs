@@ -10,7 +10,8 @@ use mortar_protocol::ids::{InodeId, SessionId};
 
 use super::backend::Backend;
 use crate::volume::{
-    Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space, Volume,
+    Changed, FileOp, Found, Listing, LockLoss, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
+    Volume,
 };
 
 impl Backend for Volume {
@@ -174,6 +175,10 @@ impl Backend for Volume {
 
     fn set_open_check(&self, check: OpenCheck) {
         self.set_open_check(check);
+    }
+
+    fn set_lock_loss(&self, told: LockLoss) {
+        self.set_lock_loss(told);
     }
 
     fn shard_size(&self) -> u64 {

@@ -35,8 +35,12 @@ async fn renew(weak: &Weak<Inner>) -> bool {
         return false;
     };
     let check = volume.0.open_check.read().clone();
-    for (_, files) in volume.0.cluster.renew(&check).await {
-        for (id, _) in files {
+    for renewal in volume.0.cluster.renew(&check).await {
+        let told = volume.0.lock_loss.read().clone();
+        for (id, owner) in renewal.lost {
+            told(id, owner);
+        }
+        for (id, _) in renewal.garbage {
             if let Err(fault) = volume.purge(id).await {
                 tracing::debug!(%id, ?fault, "a removed file's shards stay until the next round");
             }

@@ -36,7 +36,7 @@ mod truncate;
 pub mod txn;
 mod types;
 
-pub use crate::remote::ConnectError;
+pub use crate::remote::{ConnectError, LockLoss};
 pub use types::{
     Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
 };
@@ -72,6 +72,7 @@ struct Inner {
     files: Files,
     opens: Arc<Opens>,
     open_check: RwLock<OpenCheck>,
+    lock_loss: RwLock<LockLoss>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -103,6 +104,7 @@ impl Volume {
             files: Files::default(),
             opens,
             open_check: RwLock::new(Arc::new(move |id| check.is_open(id))),
+            lock_loss: RwLock::new(Arc::new(|_, _| {})),
         }));
         // The root's set must answer; a daemon that has just started may need a moment.
         loop {
@@ -136,6 +138,12 @@ impl Volume {
     pub fn set_open_check(&self, check: OpenCheck) {
         let own = Arc::clone(&self.0.opens);
         *self.0.open_check.write() = Arc::new(move |id| own.is_open(id) || check(id));
+    }
+
+    /// Says whom to tell of locks that a set has lost, by inode and owner: their holder must not go on as if it had
+    /// them.
+    pub fn set_lock_loss(&self, told: LockLoss) {
+        *self.0.lock_loss.write() = told;
     }
 
     /// Size of a shard in bytes: files up to it lie on one set.

@@ -433,7 +433,7 @@ impl Brick {
     pub(super) fn make(&mut self, kind: EntryKind, mut effects: Vec<Effect>, body: Bytes) {
         let pos = self.log.next_pos();
         if let EntryKind::View(view) = &kind {
-            effects.extend(self.opening_effect(view));
+            effects.extend(self.opening_effects(view));
         }
         let entry = Arc::new(Entry {
             pos,
@@ -468,14 +468,14 @@ impl Brick {
         }
     }
 
-    /// Remembers up to where the log reached when a lossy opening began.
-    fn opening_effect(&self, view: &View) -> Option<Effect> {
+    /// Remembers up to where the log reached when a lossy opening began, and who has to claim its locks then.
+    fn opening_effects(&self, view: &View) -> Vec<Effect> {
         let mut openings = self.read_openings();
         if openings
             .last()
             .is_some_and(|(number, _)| *number >= view.opening)
         {
-            return None;
+            return Vec::new();
         }
         let head = self.log.head().seq;
         // An earlier opening that adopted more loses nothing that this one does not lose.
@@ -485,11 +485,15 @@ impl Brick {
             openings[0].0 = openings[1].0;
             openings.remove(1);
         }
-        let value = postcard::to_stdvec(&openings).ok()?;
-        Some(Effect::Put {
-            key: Bytes::from_static(OPENINGS),
-            value: value.into(),
-        })
+        let sessions = self.sessions.live().map(|(id, _)| id).collect();
+        let mut effects = vec![self.rules.opening(view.opening, sessions)];
+        if let Ok(value) = postcard::to_stdvec(&openings) {
+            effects.push(Effect::Put {
+                key: Bytes::from_static(OPENINGS),
+                value: value.into(),
+            });
+        }
+        effects
     }
 
     fn read_openings(&self) -> Vec<(Opening, Seq)> {

@@ -9,7 +9,7 @@ use mortar_protocol::ids::{InodeId, SessionId};
 
 use super::records::{self, Decision, Orphan};
 use super::working::Working;
-use super::{Context, Executed, State, locks};
+use super::{Context, Executed, State, claims, locks};
 
 /// Most orphans of one renewal's answer, and most garbage.
 const MAX_TOLD: usize = 1_024;
@@ -164,7 +164,12 @@ pub(super) fn renew(state: &dyn State, cx: &Context<'_>) -> Result<Reply, Fault>
             garbage.push((id, size));
         }
     }
-    Ok(Reply::Renewed { orphans, garbage })
+    let claim = claims::wanted(&work)?;
+    Ok(Reply::Renewed {
+        orphans,
+        garbage,
+        claim,
+    })
 }
 
 /// What follows from a session's word that it does not use these orphans: a change of the primary's own. No effects:

@@ -228,6 +228,10 @@ fn fops() -> Vec<Fop> {
         Fop::Abort { txn: TXN },
         Fop::Forget { txn: TXN },
         Fop::Lock(lock(LockKind::Unlock)),
+        Fop::Claim {
+            opening: Opening(3),
+            locks: vec![lock(LockKind::Write)],
+        },
     ]
 }
 
@@ -321,6 +325,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
             Reply::Renewed {
                 orphans: vec![ID],
                 garbage: vec![(OTHER, 1 << 30)],
+                claim: Some(Opening(3)),
             },
         ),
         ("Parts", Reply::Parts(vec![attr()])),
@@ -331,6 +336,12 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 attr: attr(),
                 others: 40,
                 otherwise: TIME,
+            },
+        ),
+        (
+            "Claimed",
+            Reply::Claimed {
+                lost: vec![(ID, 5)],
             },
         ),
     ]
