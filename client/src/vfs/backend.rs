@@ -12,6 +12,9 @@ pub use crate::volume::{
     Changed, FileOp, Found, Listing, LockLoss, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
 };
 
+/// Keeps bulk data that was sent ahead of its change; dropped when that has been made.
+pub type SentAhead = Box<dyn std::any::Any + Send + Sync>;
+
 /// A volume as the Vfs sees it. Errors are what the application gets.
 ///
 /// Changes of one inode must be made in the order in which the calls are first polled, if each is polled before the
@@ -95,6 +98,9 @@ pub trait Backend: Send + Sync + 'static {
         time: Time,
         sync: bool,
     ) -> impl Future<Output = Res<Changed>> + Send;
+    /// Begins to send the bulk data of operations whose change will be made later, with the same buffers. What is given
+    /// keeps it until it is dropped.
+    fn send_ahead(&self, id: InodeId, ops: &[FileOp]) -> Option<SentAhead>;
     /// Copies a range between files; answers how much was copied, and the destination's change.
     fn copy(
         &self,

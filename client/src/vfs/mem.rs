@@ -397,6 +397,10 @@ impl Backend for Mem {
         }))
     }
 
+    fn send_ahead(&self, _: InodeId, _: &[FileOp]) -> Option<SentAhead> {
+        None
+    }
+
     async fn change(
         &self,
         _: Cred,

@@ -13,7 +13,7 @@ use mortar_protocol::ids::{InodeId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::backend::Changed;
+use super::backend::{Changed, SentAhead};
 use super::held::{Batch, Held, Local, Want};
 
 /// An inode with open handles or unanswered changes.
@@ -26,6 +26,9 @@ pub struct Node {
     /// Told whenever changes were answered.
     pub answered: Notify,
 }
+
+/// A batch of at least this many bytes is worth sending its data ahead.
+const AHEAD_FROM: usize = 128 << 10;
 
 /// A batch waiting for its turn or its answer.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Sent {
     pub cred: Cred,
     /// The changes.
     pub batch: Arc<Batch>,
+    /// Its bulk data on its way ahead; whether that was begun.
+    pub ahead: (bool, Option<SentAhead>),
 }
 
 /// The whole contents of a small file as an open gave them.
@@ -219,6 +224,7 @@ impl State {
                 started: false,
                 cred: self.held_cred.clone(),
                 batch: Arc::new(batch),
+                ahead: (false, None),
             });
         }
         let last = match self.sent.back_mut() {
@@ -229,6 +235,27 @@ impl State {
             None => false,
         };
         (self.next_number, last)
+    }
+
+    /// Batches with much data behind the one being sent, whose data may go ahead now.
+    pub fn to_send_ahead(&mut self) -> Vec<(u64, Arc<Batch>)> {
+        if !self.pumping {
+            return Vec::new();
+        }
+        let behind = self.sent.iter_mut().skip(1);
+        let new = behind.filter(|sent| !sent.ahead.0 && sent.batch.bytes() >= AHEAD_FROM);
+        new.map(|sent| {
+            sent.ahead.0 = true;
+            (sent.number, sent.batch.clone())
+        })
+        .collect()
+    }
+
+    /// Keeps what was sent ahead of a batch, if that still waits.
+    pub fn sent_ahead(&mut self, number: u64, ahead: SentAhead) {
+        if let Some(sent) = self.sent.iter_mut().find(|sent| sent.number == number) {
+            sent.ahead.1 = Some(ahead);
+        }
     }
 
     /// Whether every batch up to `number` has been answered.

@@ -8,7 +8,7 @@ use mortar_protocol::attr::{Attr, Cred, Time};
 use mortar_protocol::fop::{LockHeld, LockOutcome, LockRequest};
 use mortar_protocol::ids::{InodeId, SessionId};
 
-use super::backend::Backend;
+use super::backend::{Backend, SentAhead};
 use crate::volume::{
     Changed, FileOp, Found, Listing, LockLoss, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
     Volume,
@@ -113,6 +113,10 @@ impl Backend for Volume {
         sync: bool,
     ) -> impl Future<Output = Res<Changed>> + Send {
         self.change(cred, id, ops, time, sync)
+    }
+
+    fn send_ahead(&self, id: InodeId, ops: &[FileOp]) -> Option<SentAhead> {
+        Self::send_ahead(self, id, ops).map(|sent| Box::new(sent) as SentAhead)
     }
 
     fn copy(

@@ -485,8 +485,14 @@ impl Volume {
         sum: &mut Sum,
     ) -> Result<(), Fault> {
         let id = order.id;
-        let mut pieces = name_pieces(set, planned);
-        let mut sent = pieces.is_empty();
+        let (mut pieces, mut sent) = match self.0.ahead.take(planned).await {
+            Some(pieces) => (pieces, true),
+            None => {
+                let pieces = name_pieces(set, planned);
+                let none = pieces.is_empty();
+                (pieces, none)
+            }
+        };
         for _ in 0..AGAIN {
             if !sent {
                 match set.stage(&pieces).await {
@@ -587,7 +593,7 @@ fn has_truncate(ops: &[FileOp]) -> bool {
 }
 
 /// Names for the staged pieces, in order.
-fn name_pieces(set: &Set, planned: &[Planned]) -> Vec<Piece> {
+pub(super) fn name_pieces(set: &Set, planned: &[Planned]) -> Vec<Piece> {
     let staged = planned.iter().filter_map(|op| match op {
         Planned::Staged { data, .. } => Some(data.clone()),
         _ => None,

@@ -18,6 +18,7 @@
 //! its data) on the set of its own id, further shards on the sets of theirs. What touches one set is one entry of its
 //! log; what touches several is a transaction ([`txn`]).
 
+mod ahead;
 mod background;
 mod call;
 mod change;
@@ -37,6 +38,7 @@ pub mod txn;
 mod types;
 
 pub use crate::remote::{ConnectError, LockLoss};
+pub use ahead::KeptAhead;
 pub use types::{
     Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
 };
@@ -53,6 +55,7 @@ use mortar_protocol::view::VolumeInfo;
 use parking_lot::RwLock;
 
 use crate::remote::{Cluster, Set};
+use ahead::Ahead;
 use files::Files;
 use hints::{Dirs, Names, Parents};
 use paths::Opens;
@@ -66,6 +69,7 @@ pub struct Volume(Arc<Inner>);
 
 struct Inner {
     cluster: Arc<Cluster>,
+    ahead: Arc<Ahead>,
     names: Names,
     parents: Parents,
     dirs: Dirs,
@@ -98,6 +102,7 @@ impl Volume {
         let check = Arc::clone(&opens);
         let volume = Self(Arc::new(Inner {
             cluster,
+            ahead: Arc::default(),
             names: Names::default(),
             parents: Parents::default(),
             dirs: Dirs::default(),
