@@ -251,6 +251,14 @@ fn pages_are_kept_over_own_changes_and_dropped_after_others() {
         rig.vfs.setattr(root(), id, set, None).await.unwrap();
         let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
         assert!(again.keep_pages);
+        let data = rig.vfs.try_read(again.handle, 0, 10);
+        assert!(data.is_none(), "the kernel has them");
+        rig.vfs.drop_handle(again.handle);
+        rig.vfs.kernel_forgot(id);
+        let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
+        assert!(!again.keep_pages);
+        let data = rig.vfs.try_read(again.handle, 0, 10).unwrap().unwrap();
+        assert_eq!(&data[..], b"mine", "the kernel has forgotten them");
         rig.vfs.drop_handle(again.handle);
         rig.mem.foreign_write(id, 0, b"your");
         let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
@@ -562,6 +570,24 @@ fn listings_continue_where_the_kernel_had_no_room() {
         }
         assert_eq!(names, ["a", "b", "c", "d", "e", "f", "g"]);
         assert_eq!(rig.mem.log(), ["readdir", "readdir"]);
+    });
+}
+
+#[test]
+fn the_end_of_a_listing_is_not_asked_for_again_without_attributes() {
+    run(async {
+        let rig = rig();
+        let (_, handle) = rig.create("a").await;
+        rig.vfs.drop_handle(handle);
+        let dir = rig.vfs.open_dir(root(), InodeId::ROOT);
+        rig.mem.log();
+        let mut piece = rig.vfs.readdir(dir, 0, true).await.unwrap();
+        assert!(piece.end);
+        let after = piece.entries.drain(..).next_back().unwrap().offset;
+        rig.vfs.unread(dir, after, true, piece);
+        let rest = rig.vfs.readdir(dir, after, false).await.unwrap();
+        assert!(rest.entries.is_empty() && rest.end);
+        assert_eq!(rig.mem.log(), ["readdir"]);
     });
 }
 

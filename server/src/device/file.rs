@@ -2,6 +2,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -106,7 +108,7 @@ pub(super) struct Inner {
 struct Pace(AtomicU64);
 
 /// A medium that takes less than this is worth waiting for: waking another thread and being woken costs as much.
-const QUICK: Duration = Duration::from_micros(120);
+const QUICK: Duration = Duration::from_micros(250);
 
 impl Pace {
     fn took(&self, span: Duration) {
@@ -267,18 +269,25 @@ impl Device for FileDevice {
         self.inner.file.read_exact_at(buf, offset)
     }
 
-    fn read_soon(&self, offset: u64, buf: &mut [u8], idle: bool) -> io::Result<bool> {
-        check_range(self.inner.len, offset, buf.len() as u64)?;
-        let mut whole = [io::IoSliceMut::new(&mut *buf)];
-        let flags = rustix::io::ReadWriteFlags::NOWAIT;
-        match rustix::io::preadv2(&self.inner.file, &mut whole, offset, flags) {
-            Ok(count) if count == buf.len() => return Ok(true),
-            // A part of it, or nothing; or the file system always waits.
-            Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::OPNOTSUPP) if idle => {}
-            Err(rustix::io::Errno::OPNOTSUPP) => return Ok(false),
-            Err(error) => return Err(error.into()),
+    fn read_near(&self, offset: u64, buf: &mut [u8], around: Range<u64>) -> io::Result<()> {
+        if self.inner.read_cached(offset, buf)? {
+            return Ok(());
         }
+        self.inner.fetch(around);
+        self.inner.file.read_exact_at(buf, offset)
+    }
+
+    fn read_soon(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        idle: bool,
+        around: Range<u64>,
+    ) -> io::Result<bool> {
+        if self.inner.read_cached(offset, buf)? {
+            return Ok(true);
+        }
+        self.inner.fetch(around);
         if !idle || !self.inner.pace.is_quick() {
             return Ok(false);
         }
@@ -397,6 +406,30 @@ impl Device for FileDevice {
 }
 
 impl Inner {
+    /// Reads what the page cache has whole.
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        check_range(self.len, offset, buf.len() as u64)?;
+        let wanted = buf.len();
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        match rustix::io::preadv2(&self.file, &mut [io::IoSliceMut::new(buf)], offset, flags) {
+            Ok(count) => Ok(count == wanted),
+            // It is not there, or this file system cannot tell.
+            Err(
+                rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::OPNOTSUPP,
+            ) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks for a range to be brought into the page cache; does not wait for it.
+    fn fetch(&self, range: Range<u64>) {
+        let end = range.end.min(self.len);
+        if let Some(len) = NonZeroU64::new(end.saturating_sub(range.start)) {
+            let advice = rustix::fs::Advice::WillNeed;
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(len), advice);
+        }
+    }
+
     /// The descriptor without a page cache for a transfer that qualifies for it.
     fn direct_for(&self, offset: u64, address: usize, len: usize) -> Option<&File> {
         let aligned = (offset as usize | address | len).is_multiple_of(ALIGNMENT);

@@ -13,6 +13,7 @@ pub mod sim;
 mod uring;
 
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -39,11 +40,25 @@ pub trait Device: Send + Sync + 'static {
     /// Fills `buf` from `offset`, through the page cache.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
-    /// As [`Device::read_at`] if the page cache has all of it, or if the medium is known to answer sooner than a thread
-    /// could be woken and the caller is `idle`. `false`: nothing was read, see [`Device::start_small_read`].
-    fn read_soon(&self, offset: u64, buf: &mut [u8], idle: bool) -> io::Result<bool> {
+    /// As [`Device::read_at`]; where the page cache lacks it, the range `around` is fetched with it, because that is
+    /// likely to be read soon.
+    fn read_near(&self, offset: u64, buf: &mut [u8], around: Range<u64>) -> io::Result<()> {
+        let _ = around;
+        self.read_at(offset, buf)
+    }
+
+    /// As [`Device::read_near`] if the page cache has all of it, or if the medium is known to answer about as soon as
+    /// a thread could be woken and the caller is `idle`. `false`: it is not read yet, see
+    /// [`Device::start_small_read`]; `around` is being fetched.
+    fn read_soon(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        idle: bool,
+        around: Range<u64>,
+    ) -> io::Result<bool> {
         let _ = idle;
-        self.read_at(offset, buf).map(|()| true)
+        self.read_near(offset, buf, around).map(|()| true)
     }
 
     /// Writes through the page cache: survives the death of the process, not the loss of power.

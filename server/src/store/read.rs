@@ -188,6 +188,7 @@ impl<'a> Reader<'a> {
             })
             .collect::<Result<Vec<_>, StoreError>>()?;
         Ok(ReadPlan {
+            begins: offset == 0,
             blocks,
             skip: (offset - first * BLOCK) as usize,
             len,
@@ -195,8 +196,13 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Bytes fetched with the beginning of an object: what follows is its rest, or files written right after it.
+const READ_AHEAD: u64 = 128 << 10;
+
 /// The blocks of a read.
 pub(super) struct ReadPlan {
+    /// Whether it is a read of an object's beginning.
+    begins: bool,
     blocks: Vec<Resolved>,
     skip: usize,
     len: usize,
@@ -262,7 +268,10 @@ impl ReadPlan {
         extents_at: u64,
         idle: bool,
     ) -> Result<Option<Bytes>, ReadError> {
-        self.read_by(extents_at, |at, part| device.read_soon(at, part, idle))
+        self.read_by(extents_at, |at, part| {
+            let ahead = if self.begins { READ_AHEAD } else { 0 };
+            device.read_soon(at, part, idle, at..at + ahead)
+        })
     }
 
     fn read_by(
