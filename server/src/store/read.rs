@@ -199,6 +199,10 @@ impl<'a> Reader<'a> {
 /// Bytes fetched with the beginning of an object: what follows is its rest, or files written right after it.
 const READ_AHEAD: u64 = 128 << 10;
 
+/// Unit in which other small reads fetch what the page cache lacks: a medium takes hardly longer for it than for one
+/// block, and what was written together is often read together.
+const READ_AROUND: u64 = 16 << 10;
+
 /// The blocks of a read.
 pub(super) struct ReadPlan {
     /// Whether it is a read of an object's beginning.
@@ -269,8 +273,11 @@ impl ReadPlan {
         idle: bool,
     ) -> Result<Option<Bytes>, ReadError> {
         self.read_by(extents_at, |at, part| {
-            let ahead = if self.begins { READ_AHEAD } else { 0 };
-            device.read_soon(at, part, idle, at..at + ahead)
+            let around = match self.begins {
+                true => at..at + READ_AHEAD,
+                false => at / READ_AROUND * READ_AROUND..(at + 1).next_multiple_of(READ_AROUND),
+            };
+            device.read_soon(at, part, idle, around)
         })
     }
 
