@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::flusher::Flushable;
+use super::flusher::{Failure, Flushable};
 use super::uring::{Buffer, Transfer};
 use super::{ALIGNMENT, AlignedBuf, Device, Done, Engine, check_range};
 
@@ -96,6 +96,7 @@ pub(super) struct Inner {
     is_block: bool,
     /// File system that holds the file (`st_dev`).
     host_device: u64,
+    failure: Failure,
 }
 
 impl FileDevice {
@@ -226,11 +227,19 @@ impl FileDevice {
             len,
             is_block,
             host_device: meta.dev(),
+            failure: Failure::default(),
         };
+        engine.add_to_host(inner.host_device);
         Ok(Self {
             inner: Arc::new(inner),
             engine: engine.clone(),
         })
+    }
+}
+
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        self.engine.remove_from_host(self.inner.host_device);
     }
 }
 
@@ -269,6 +278,15 @@ impl Device for FileDevice {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn host_left(&self) -> Option<u64> {
+        if self.inner.is_block {
+            return None;
+        }
+        let host = rustix::fs::fstatvfs(&self.inner.file).ok()?;
+        let left = host.f_bavail.saturating_mul(host.f_frsize);
+        Some(left / self.engine.sharing_host(self.inner.host_device))
     }
 
     fn discard(&self, offset: u64, len: u64) {
@@ -376,7 +394,12 @@ impl Flushable for Inner {
     }
 
     fn flush_alone(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        let flush = || Ok(rustix::fs::fdatasync(&self.file)?);
+        self.failure.flush(flush)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.failure.flush(|| Ok(()))
     }
 
     fn flush_host(&self) -> io::Result<()> {
