@@ -17,7 +17,7 @@ use super::extents::{self, Block, CHUNK_BLOCKS, Chunk};
 use super::pending::{NEWEST, Op, Pending};
 use super::{Reader, StoreError};
 use crate::alloc::{Allocator, Run};
-use crate::device::Device;
+use crate::device::{Device, is_full};
 use crate::tree::Batch;
 
 /// A block whose data must be written before the batch is committed.
@@ -185,9 +185,14 @@ impl Plan {
                 .iter()
                 .map(|(_, data)| IoSlice::new(data))
                 .collect();
-            device
-                .write_vectored_at(extents_at + writes[from].0 * BLOCK, &parts)
-                .map_err(StoreError::Io)?;
+            let place = extents_at + writes[from].0 * BLOCK;
+            if let Err(error) = device.write_vectored_at(place, &parts) {
+                if is_full(&error) {
+                    runs.iter().for_each(|run| alloc.release(*run));
+                    return Err(StoreError::NoSpace);
+                }
+                return Err(StoreError::Io(error));
+            }
             from = to;
         }
         Ok(())

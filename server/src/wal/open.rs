@@ -95,6 +95,7 @@ impl Wal {
             flushed,
             announced,
             filled: head.offset.next_multiple_of(SEGMENT),
+            promised: head.offset.next_multiple_of(SEGMENT),
             ring,
         };
         Ok(Opened { wal, damage })
