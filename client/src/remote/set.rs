@@ -349,7 +349,15 @@ impl Set {
                 ) => self.pause(&mut tries, false).await?,
                 Err(Fault::Corrupt) if call.fop.is_read() => {
                     corrupt.push(target.brick);
-                    if self.aim(call, &corrupt).is_none() {
+                    let other = self.aim(call, &corrupt).map(|target| target.brick);
+                    tracing::error!(
+                        set = self.index.0,
+                        brick = %target.brick,
+                        other = ?other,
+                        fop = ?call.fop,
+                        "a brick cannot read its data"
+                    );
+                    if other.is_none() {
                         return Err(Fault::Corrupt);
                     }
                 }

@@ -25,8 +25,6 @@ const FLUSH_FROM: usize = 4;
 const STAGE_WAIT: Duration = Duration::from_millis(500);
 /// A change waits so long for the one before it.
 const HOLD: Duration = Duration::from_secs(30);
-/// `cluster.open-wait`: a set of too few members makes changes wait so long before they get EROFS.
-const FEW_WAIT: Duration = Duration::from_secs(10);
 /// How often silent sessions are reported.
 const SILENT_EVERY: Duration = Duration::from_secs(5);
 
@@ -81,8 +79,10 @@ impl Brick {
     fn admit(&mut self, queued: &Queued) -> Admission {
         let housekeeping = matches!(queued.call.fop, Fop::SessionBegin | Fop::SessionEnd);
         if !housekeeping && !self.members_enough() {
-            let waited = self.now.since(self.leads_since) >= FEW_WAIT;
-            return if waited {
+            // `cluster.open-wait`: so long do changes wait for members before they get EROFS.
+            let wait = self.shape.as_ref().map_or(0, |shape| shape.open_wait_ms);
+            let wait = Duration::from_millis(wait.into());
+            return if self.now.since(self.leads_since) >= wait {
                 Admission::Refuse(Errno::EROFS)
             } else {
                 Admission::Wait

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use mortar_protocol::env_real::mono_now;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::flusher::Flushable;
+use super::flusher::{Failure, Flushable};
 use super::uring::{Buffer, Transfer};
 use super::{ALIGNMENT, AlignedBuf, Device, Done, Engine, check_range};
 
@@ -101,6 +101,7 @@ pub(super) struct Inner {
     /// File system that holds the file (`st_dev`).
     host_device: u64,
     pace: Pace,
+    failure: Failure,
 }
 
 /// How long small reads from the medium have taken lately.
@@ -251,11 +252,19 @@ impl FileDevice {
             is_block,
             host_device: meta.dev(),
             pace: Pace::default(),
+            failure: Failure::default(),
         };
+        engine.add_to_host(inner.host_device);
         Ok(Self {
             inner: Arc::new(inner),
             engine: engine.clone(),
         })
+    }
+}
+
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        self.engine.remove_from_host(self.inner.host_device);
     }
 }
 
@@ -322,6 +331,15 @@ impl Device for FileDevice {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn host_left(&self) -> Option<u64> {
+        if self.inner.is_block {
+            return None;
+        }
+        let host = rustix::fs::fstatvfs(&self.inner.file).ok()?;
+        let left = host.f_bavail.saturating_mul(host.f_frsize);
+        Some(left / self.engine.sharing_host(self.inner.host_device))
     }
 
     fn discard(&self, offset: u64, len: u64) {
@@ -479,7 +497,12 @@ impl Flushable for Inner {
     }
 
     fn flush_alone(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        let flush = || Ok(rustix::fs::fdatasync(&self.file)?);
+        self.failure.flush(flush)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.failure.flush(|| Ok(()))
     }
 
     fn flush_host(&self) -> io::Result<()> {

@@ -67,11 +67,18 @@ pub trait Device: Send + Sync + 'static {
     /// As [`Device::write_at`], from several pieces that follow one another.
     fn write_vectored_at(&self, offset: u64, parts: &[io::IoSlice<'_>]) -> io::Result<()>;
 
-    /// Makes everything written so far survive the loss of power. Blocks; this device alone.
+    /// Makes everything written so far survive the loss of power. Blocks; this device alone. A real device fails all
+    /// flushes after the first that failed (a simulated one leaves it to its user to notice).
     fn flush(&self) -> io::Result<()>;
 
     /// Makes sure that the host has space for a range (no-op on block devices). Contents do not change.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Bytes that the host can still give this device, of which most is not there from the beginning; `None` if all
+    /// of it is. Devices of this process on one file system share what is left there.
+    fn host_left(&self) -> Option<u64> {
+        None
+    }
 
     /// Gives the space of a range back where that is possible; its contents are then unspecified.
     fn discard(&self, offset: u64, len: u64);

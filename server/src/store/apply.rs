@@ -17,7 +17,7 @@ use super::extents::{self, Block, CHUNK_BLOCKS, Chunk};
 use super::pending::{Op, Pending};
 use super::{Reader, StoreError};
 use crate::alloc::{Allocator, Run};
-use crate::device::Device;
+use crate::device::{Device, is_full};
 use crate::tree::Batch;
 
 /// A block whose data must be written before the batch is committed.
@@ -204,9 +204,14 @@ impl Plan {
             let mut at = run[0].0;
             for piece in run.chunks(256) {
                 let parts: Vec<_> = piece.iter().map(|(_, data)| IoSlice::new(data)).collect();
-                device
-                    .write_vectored_at(extents_at + at * BLOCK, &parts)
-                    .map_err(StoreError::Io)?;
+                if let Err(error) = device.write_vectored_at(extents_at + at * BLOCK, &parts) {
+                    if !is_full(&error) {
+                        return Err(StoreError::Io(error));
+                    }
+                    let mut alloc = alloc.lock();
+                    runs.iter().for_each(|run| alloc.release(*run));
+                    return Err(StoreError::NoSpace);
+                }
                 at += piece.len() as u64;
             }
         }

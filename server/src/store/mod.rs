@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod extents;
+mod host;
 mod log;
 mod pending;
 mod read;
@@ -35,6 +36,7 @@ use crate::wal::{StageAt, WalError, WalPosition};
 
 use apply::{Committed, Plan};
 use extents::{CHUNK_BLOCKS, DamagedExtent};
+use host::Host;
 use log::Log;
 use pending::Pending;
 pub use pending::StagedBlock;
@@ -179,6 +181,7 @@ pub struct Store {
     shares: bool,
     damaged_log: bool,
     poisoned: Option<String>,
+    host: Host,
 }
 
 /// Blocks that an entry's inline effects may need when they are applied.
@@ -471,6 +474,7 @@ impl Store {
             self.drop_old_stages();
         }
         self.finish_checkpoint()?;
+        self.keep_stock();
         if self.checkpoint.is_some() {
             return Ok(());
         }
@@ -537,7 +541,7 @@ impl Store {
             std::thread::yield_now();
         }
         loop {
-            let upto = self.applicable();
+            let (before, upto) = (self.applied.seq, self.applicable());
             if upto > self.applied.seq {
                 self.apply(upto, extra)?;
             }
@@ -547,34 +551,49 @@ impl Store {
             self.alloc.lock().checkpoint_done();
             self.wal.release(self.applied_wal);
             self.since_checkpoint = 0;
-            if self.announced <= self.applied.seq {
+            // What has no space on the host stays in the log.
+            let stuck = self.applied.seq == before && self.host_is_short();
+            if self.announced <= self.applied.seq || stuck {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether what is announced needs more blocks than the host has space for.
+    fn host_is_short(&self) -> bool {
+        let alloc = self.alloc.lock();
+        alloc.ready() < self.reserved && alloc.ready() + alloc.aside() < alloc.free_now()
     }
 
     /// The newest announced entry that can be applied now. Admission counts freed blocks as free, but they can be
     /// handed out only after a checkpoint: where entries need those, what comes before them is applied, and a
     /// checkpoint is asked for.
     fn applicable(&mut self) -> Seq {
-        let (free, helps) = {
+        self.have_ready(self.reserved);
+        let (free, helps, short) = {
             let alloc = self.alloc.lock();
             let tree = metadata_reserve(alloc.blocks()) / 2;
             let now = alloc.free_now();
-            (now.saturating_sub(tree), alloc.free() > now)
+            let free = now.saturating_sub(tree).min(alloc.ready());
+            (free, alloc.free() > now, self.tree_is_short(&alloc))
         };
         let mut need = 0;
         let mut upto = self.applied.seq;
-        for held in &self.held {
+        for (count, held) in self.held.iter().enumerate() {
             need += held.blocks;
-            if held.entry.pos.seq > self.announced || need > free {
+            let full = need > free || (short && count >= APPLY_ENTRIES);
+            if held.entry.pos.seq > self.announced || full {
                 break;
             }
             upto = held.entry.pos.seq;
         }
+        self.checkpoint_wanted |= short;
         if upto < self.announced {
             if upto == self.applied.seq && !helps {
-                return self.announced;
+                return match self.host_is_short() {
+                    true => upto,
+                    false => self.announced,
+                };
             }
             self.checkpoint_wanted = true;
         }
@@ -594,8 +613,16 @@ impl Store {
         };
         let wal = self.wal.behind(last).ok_or(StoreError::Order)?;
         let records = extra(last.seq);
-        let result = self.apply_batch(last, wal, &records);
-        let committed = result.map_err(|err| self.fail(err))?;
+        let committed = match self.apply_batch(last, wal, &records) {
+            Ok(committed) => committed,
+            Err(StoreError::NoSpace) => {
+                // Nothing has changed; the host may have space later.
+                tracing::debug!("applying waits for space");
+                self.checkpoint_wanted |= self.since_checkpoint > 0;
+                return Ok(());
+            }
+            Err(err) => return Err(self.fail(err)),
+        };
         self.shares |= committed.shares;
         self.applied = last;
         self.applied_wal = wal;
@@ -704,6 +731,7 @@ impl Store {
         );
         drop(alloc);
         self.wal.release(wal);
+        self.return_space();
         Ok(())
     }
 
@@ -734,7 +762,8 @@ impl Store {
         let cushion = self.space().cushion() / BLOCK;
         let (free, free_now, kept) = {
             let alloc = self.alloc.lock();
-            (alloc.free(), alloc.free_now(), kept_back(&alloc))
+            let limited = self.host.limit(&alloc);
+            (limited.free, limited.free_now, kept_back(&alloc))
         };
         let need = count + cushion + self.reserved + kept;
         if free_now < need {
@@ -744,6 +773,9 @@ impl Store {
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
             self.checkpoint_wanted = true;
             return done(Err(io::ErrorKind::WouldBlock.into()));
+        }
+        if !self.have_ready(count + self.reserved) {
+            return done(Err(full()));
         }
         let Some(runs) = self.alloc.lock().allocate(count as u32) else {
             return done(Err(full()));
@@ -1162,15 +1194,20 @@ impl Store {
     pub fn space(&self) -> Space {
         let alloc = self.alloc.lock();
         let kept = kept_back(&alloc);
+        let kept = match self.tree_is_short(&alloc) {
+            true => u64::MAX - self.reserved,
+            false => kept,
+        };
         let less = |blocks: u64| blocks.saturating_sub(kept + self.reserved) * BLOCK;
+        let limited = self.host.limit(&alloc);
         Space {
             total: alloc
                 .blocks()
-                .saturating_sub(metadata_reserve(alloc.blocks()))
+                .saturating_sub(metadata_reserve(alloc.blocks()) + limited.lost)
                 * BLOCK,
-            free: less(alloc.free()),
-            free_now: less(alloc.free_now()),
-            ring_free: self.wal.free(),
+            free: less(limited.free),
+            free_now: less(limited.free_now),
+            ring_free: self.wal.sure(),
             inodes: 0,
         }
     }

@@ -13,6 +13,7 @@ use mortar_protocol::limits::BLOCK;
 use mortar_protocol::view::SetKind;
 use parking_lot::Mutex;
 
+use super::host::Host;
 use super::log::{Log, identity};
 use super::pending::Pending;
 use super::{META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
@@ -21,6 +22,9 @@ use crate::device::Device;
 use crate::superblock::{Geometry, MIN_SIZE, Stored, Superblock, SuperblockError};
 use crate::tree::{Place, Tree, TreeError};
 use crate::wal::{Replayed, Wal};
+
+/// Bytes of the log for which a new brick has space on the host.
+const RING_AHEAD: u64 = 8 << 20;
 
 /// What a new brick is.
 #[derive(Clone, Debug)]
@@ -108,6 +112,9 @@ impl Store {
         // Old superblocks go first, so that a format that is interrupted leaves no brick.
         device.write_at(0, &[0; 128 << 10])?;
         device.flush()?;
+        // What must not fail later: superblocks, the first part of the log, the map of the tree's chunks.
+        device.allocate(0, geometry.wal.offset + geometry.wal.len.min(RING_AHEAD))?;
+        device.allocate(geometry.chunk_map.offset, geometry.chunk_map.len)?;
         let alloc = Arc::new(Mutex::new(Allocator::new(blocks(&geometry))));
         let tree = Tree::create(device.clone(), place(&geometry), alloc)?;
         let start = Wal::format(device.clone(), geometry.wal, identity(params.brick))
@@ -148,7 +155,13 @@ impl Store {
     pub fn open(device: Arc<dyn Device>) -> Result<Self, OpenError> {
         let superblock = Stored::load(&*device, true)?;
         let geometry = superblock.block.geometry;
-        let alloc = Arc::new(Mutex::new(Allocator::new(blocks(&geometry))));
+        let mut alloc = Allocator::new(blocks(&geometry));
+        if device.host_left().is_some() {
+            alloc.track_host();
+            // A brick of an earlier release may lack it; a full host is met later.
+            let _ = device.allocate(geometry.chunk_map.offset, geometry.chunk_map.len);
+        }
+        let alloc = Arc::new(Mutex::new(alloc));
         let tree = Tree::open(device.clone(), place(&geometry), alloc.clone())?;
         load_allocator(&tree, &alloc)?;
         let meta = tree
@@ -210,8 +223,10 @@ impl Store {
             last_apply: Mono::default(),
             damaged_log: log_damaged || damaged,
             poisoned: None,
+            host: Host::default(),
         };
         store.take_in(entries)?;
+        store.keep_stock();
         Ok(store)
     }
 

@@ -27,6 +27,9 @@ const PAGE: usize = 4 << 10;
 /// Bytes of the ring that appends leave free.
 const SPARE: u64 = HEADER as u64;
 
+/// Bytes of the ring for which the host's promise of space is kept ahead, in the first lap.
+const PROMISED: u64 = 16 << 20;
+
 /// Where a stage lies on this device: (first block, number of blocks) for each run of the extent area.
 pub type StageAt = (StageId, Vec<(u64, u32)>);
 
@@ -125,6 +128,8 @@ pub struct Wal {
     /// What the head's page holds before the head: a write starts with it, so that the page cache need not fetch a
     /// page of an earlier lap from the device only to change a part of it.
     page: Vec<u8>,
+    /// Up to where the host has promised space, in the first lap.
+    promised: u64,
 }
 
 impl Wal {
@@ -246,11 +251,37 @@ impl Wal {
     /// appends never allocate on the host.
     fn fill_ahead(&mut self, end: u64) -> Result<(), WalError> {
         let goal = (end / SEGMENT + 2) * SEGMENT;
+        self.promise_ahead(goal);
         while self.filled < goal.min(self.ring.len()) {
             self.ring.clear(self.filled)?;
             self.filled += SEGMENT;
         }
         Ok(())
+    }
+
+    /// In the first lap: has the host promise space well beyond `goal`, so that there is room for what gives space
+    /// back when its file system is full.
+    fn promise_ahead(&mut self, goal: u64) {
+        let (len, from) = (self.ring.len(), self.promised);
+        if from < len && from < goal + PROMISED / 2 {
+            let upto = len.min(goal + PROMISED);
+            if self.ring.promise(from, upto).is_ok() {
+                self.promised = upto;
+            }
+        }
+    }
+
+    /// Asks the host again for what it has not promised.
+    pub fn keep_promised(&mut self) {
+        self.promise_ahead((self.head.offset / SEGMENT + 2) * SEGMENT);
+    }
+
+    /// Bytes that can be appended without a promise that the host could refuse.
+    pub fn sure(&self) -> u64 {
+        match self.promised < self.ring.len() {
+            true => (self.promised.saturating_sub(self.head.offset)).saturating_sub(2 * SEGMENT),
+            false => u64::MAX,
+        }
     }
 
     /// The position behind the last entry.

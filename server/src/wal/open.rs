@@ -96,6 +96,7 @@ impl Wal {
             announced,
             filled: head.offset.next_multiple_of(SEGMENT),
             page: Vec::new(),
+            promised: head.offset.next_multiple_of(SEGMENT),
             ring,
         };
         wal.load_page()?;

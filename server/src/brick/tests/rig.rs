@@ -227,6 +227,7 @@ impl Rig {
                 shard_size: SHARD_SIZE,
                 durable: false,
                 session_timeout_ms: 20_000,
+                open_wait_ms: 10_000,
             };
             self.order(at, ToBrick::Shape(shape));
             let order = ToBrick::Sessions {
