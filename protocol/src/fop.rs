@@ -684,6 +684,25 @@ pub struct DirEntry {
     pub attr: Option<Attr>,
 }
 
+/// What an ended session has left of a transaction on a set.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum LeftTxn {
+    /// A share that was prepared.
+    Intent {
+        /// The transaction.
+        txn: TxnId,
+        /// The set that decides it.
+        decider: SetIndex,
+    },
+    /// The record that it was decided: the others finish it, then it is forgotten.
+    Decided {
+        /// The transaction.
+        txn: TxnId,
+        /// The other sets.
+        sets: Vec<SetIndex>,
+    },
+}
+
 /// How a transaction stands.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum TxnStatus {
@@ -800,6 +819,8 @@ pub enum Reply {
         garbage: Vec<(InodeId, u64)>,
         /// The set waits for this session's [`Fop::Claim`] after that opening.
         claim: Option<Opening>,
+        /// Transactions that sessions left behind which have ended: whoever reads this resolves them.
+        left: Vec<LeftTxn>,
     },
     /// Attributes after a namespace change: one for each `InodeNew`, `LinkAdd`, `LinkMove`, `LinkRemove` and
     /// `InodeCut` of an inode that still exists, in order.

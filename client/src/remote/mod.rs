@@ -8,6 +8,7 @@
 mod book;
 mod cluster;
 mod hub;
+mod lock;
 mod marks;
 mod numbers;
 mod renew;

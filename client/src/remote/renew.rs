@@ -1,13 +1,13 @@
-//! Renewal of the session, once a second, and what the sets ask with it: who holds unlinked inodes open, and which
-//! locks does the client hold?
+//! Renewal of the session, once a second, and what the sets ask with it: who holds unlinked inodes open, which locks
+//! does the client hold, and what have ended sessions left to be resolved?
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use mortar_protocol::fop::{Fop, Reply};
-use mortar_protocol::ids::{InodeId, Opening};
+use mortar_protocol::fop::{Fop, LeftTxn, Reply};
+use mortar_protocol::ids::{InodeId, Opening, SetIndex};
 
 use super::cluster::{Cluster, OpenCheck};
 use super::set::{How, Set};
@@ -24,10 +24,14 @@ pub type LockLoss = Arc<dyn Fn(InodeId, u64) + Send + Sync>;
 /// What one set says to a renewal.
 #[derive(Default, Debug)]
 pub struct Renewal {
+    /// The set.
+    pub set: SetIndex,
     /// Unlinked files of several shards that it wants removed, with their sizes.
     pub garbage: Vec<(InodeId, u64)>,
     /// Locks that are lost: inodes and owners.
     pub lost: Vec<(InodeId, u64)>,
+    /// Transactions of ended sessions that it wants resolved.
+    pub left: Vec<LeftTxn>,
 }
 
 impl Cluster {
@@ -36,23 +40,20 @@ impl Cluster {
     pub async fn renew(&self, is_open: &OpenCheck) -> Vec<Renewal> {
         let sets = self.sets();
         let renewals = sets.iter().filter(|set| set.is_begun()).map(|set| async {
-            let renewal = set.renew(is_open);
-            let (garbage, claim) = within(self.env(), TRY, renewal).await.unwrap_or_default();
-            let lost = match claim {
-                Some(opening) => within(self.env(), TRY, set.claim(opening)).await,
-                None => None,
-            };
-            Renewal {
-                garbage,
-                lost: lost.unwrap_or_default(),
+            let renewal = within(self.env(), TRY, set.renew(is_open)).await;
+            let (mut renewal, claim) = renewal.unwrap_or_default();
+            if let Some(opening) = claim {
+                let claimed = within(self.env(), TRY, set.claim(opening)).await;
+                renewal.lost = claimed.unwrap_or_default();
             }
+            renewal
         });
         join_all(renewals).await
     }
 }
 
 impl Set {
-    async fn renew(&self, is_open: &OpenCheck) -> (Vec<(InodeId, u64)>, Option<Opening>) {
+    async fn renew(&self, is_open: &OpenCheck) -> (Renewal, Option<Opening>) {
         let (mut open, mut released) = (Vec::new(), Vec::new());
         loop {
             let answering = !open.is_empty() || !released.is_empty();
@@ -66,13 +67,20 @@ impl Set {
                 orphans,
                 garbage,
                 claim,
+                left,
             }) = answered.map(|answered| answered.reply)
             else {
                 return Default::default();
             };
             // What is open is asked about again and again; one answer a round is enough.
             if answering || orphans.is_empty() {
-                return (garbage, claim);
+                let renewal = Renewal {
+                    set: self.index(),
+                    garbage,
+                    left,
+                    ..Renewal::default()
+                };
+                return (renewal, claim);
             }
             for id in orphans.into_iter().take(AT_ONCE) {
                 if is_open(id) {

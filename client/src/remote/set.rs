@@ -9,7 +9,7 @@ use futures_util::future::{Either, select};
 use mortar_protocol::attr::Cred;
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::fop::{Answer, Call, Fop, InodeOp, LockOutcome, LockRequest, Reply};
+use mortar_protocol::fop::{Answer, Call, Fop, InodeOp, Reply};
 use mortar_protocol::frame::{Frame, FrameError};
 use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex, StageId};
 use mortar_protocol::transport::Lost;
@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use super::book::{Asked, Book};
+use super::book::Book;
 use super::hub::Hub;
 use super::marks::{Marks, Told};
 use super::numbers::Numbers;
@@ -496,50 +496,6 @@ impl Set {
     /// A look at the locks held here, with the session.
     pub(super) fn book<T>(&self, look: impl FnOnce(&mut Book, SessionId) -> T) -> T {
         look(&mut self.inner.lock().book, self.hub.session())
-    }
-
-    /// Makes a lock call. An answer that grants a lock counts only if the set cannot have dropped it since with a
-    /// claim; else the call is made again.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub async fn lock(&self, request: LockRequest, how: How) -> Result<Answered, Fault> {
-        loop {
-            let asked = self.book(|book, session| book.asks(session, &request));
-            let mut call = self.request(Fop::Lock(request.clone()), how.clone());
-            let answered = self.run(&mut call, &Bytes::new()).await?;
-            if self.counts(&answered, asked, &request) {
-                return Ok(answered);
-            }
-        }
-    }
-
-    /// Waits, at most about a second, for a queued lock. An answer that does not count says that it is not queued.
-    ///
-    /// # Errors
-    /// As [`Self::run`].
-    pub async fn lock_wait(&self, request: LockRequest, how: How) -> Result<Answered, Fault> {
-        let asked = self.book(|book, session| book.asks(session, &request));
-        let mut call = self.request(Fop::LockWait(request.clone()), how);
-        let mut answered = self.run(&mut call, &Bytes::new()).await?;
-        if !self.counts(&answered, asked, &request) {
-            answered.reply = Reply::Locked {
-                outcome: LockOutcome::Busy,
-                attr: None,
-            };
-        }
-        Ok(answered)
-    }
-
-    fn counts(&self, answered: &Answered, asked: Asked, request: &LockRequest) -> bool {
-        let granted = matches!(
-            answered.reply,
-            Reply::Locked {
-                outcome: LockOutcome::Granted,
-                ..
-            }
-        );
-        !granted || self.book(|book, session| book.granted(session, asked, request))
     }
 
     /// Whether the session is known to the set, as far as the client knows.

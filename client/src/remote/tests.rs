@@ -310,6 +310,7 @@ async fn renewal_tells_which_orphans_are_open() {
                 orphans: vec![InodeId(4), InodeId(5)],
                 garbage: vec![(InodeId(6), 99)],
                 claim: None,
+                left: Vec::new(),
             })
         }
         Fop::Change(_) => changed(),
@@ -368,6 +369,7 @@ async fn claiming(
                 orphans: Vec::new(),
                 garbage: Vec::new(),
                 claim: asks.lock().then_some(Opening(2)),
+                left: Vec::new(),
             }),
             Fop::Claim { locks, .. } => Act::Reply(Reply::Claimed {
                 lost: locks

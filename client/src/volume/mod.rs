@@ -45,6 +45,7 @@ pub use types::{
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mortar_protocol::env::Env;
@@ -54,14 +55,17 @@ use mortar_protocol::transport::Transport;
 use mortar_protocol::view::VolumeInfo;
 use parking_lot::RwLock;
 
-use crate::remote::{Cluster, Set};
+use crate::remote::{Cluster, Set, within};
 use ahead::Ahead;
+use call::Finishing;
 use files::Files;
 use hints::{Dirs, Names, Parents};
 use paths::Opens;
 
 /// Connecting gives up after this: a mount of a server that is not there fails within 5 s.
 const CONNECT: Duration = Duration::from_secs(4);
+/// Closing waits so long for transactions to be finished.
+const FINISH: Duration = Duration::from_secs(2);
 
 /// A connected volume. See the module.
 #[derive(Clone)]
@@ -77,6 +81,9 @@ struct Inner {
     opens: Arc<Opens>,
     open_check: RwLock<OpenCheck>,
     lock_loss: RwLock<LockLoss>,
+    /// Chores for the sets are being done.
+    at_chores: AtomicBool,
+    finishing: Arc<Finishing>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -110,6 +117,8 @@ impl Volume {
             opens,
             open_check: RwLock::new(Arc::new(move |id| check.is_open(id))),
             lock_loss: RwLock::new(Arc::new(|_, _| {})),
+            at_chores: AtomicBool::new(false),
+            finishing: Arc::default(),
         }));
         // The root's set must answer; a daemon that has just started may need a moment.
         loop {
@@ -123,8 +132,11 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Ends the session on all sets. What was not answered by then may or may not have been done.
+    /// Ends the session on all sets, once the sets have heard how its transactions ended (or after a while: others tell
+    /// them then). What was not answered by then may or may not have been done.
     pub async fn close(&self) {
+        let finished = self.0.finishing.all();
+        let _ = within(self.env(), FINISH, finished).await;
         self.0.cluster.close().await;
     }
 

@@ -149,6 +149,8 @@ impl Brick {
         session.heard = now;
         if matches!(call.fop, Fop::SessionEnd) {
             self.end_session(id);
+            self.ended_by_clients.insert(id);
+            self.ended_is_news = true;
             self.answer_at(self.log.head().seq, queued, Ok(Reply::Done));
             return;
         }
@@ -277,7 +279,7 @@ impl Brick {
                 return;
             }
             Some(_) => {}
-            None if !self.may_begin(id) => {
+            None if !self.is_booked(id) => {
                 self.refuse_now(queued, Fault::UnknownSession);
                 return;
             }
@@ -484,7 +486,7 @@ impl Brick {
         }
     }
 
-    /// Gives up what waited too long; reports silent sessions.
+    /// Gives up what waited too long; reports silent sessions, and those that their clients have ended.
     pub(super) fn tick_calls(&mut self) {
         let now = self.now;
         let mut late: Vec<(Queued, Fault)> = Vec::new();
@@ -513,18 +515,21 @@ impl Brick {
     fn report_silent(&mut self) {
         let Some(shape) = &self.shape else { return };
         let timeout = Duration::from_millis(u64::from(shape.session_timeout_ms));
-        let due = self.now.since(self.silent_reported) >= SILENT_EVERY;
-        if !self.log.leads() || !due || self.now.since(self.leads_since) < timeout {
+        let due = self.ended_is_news || self.now.since(self.silent_reported) >= SILENT_EVERY;
+        if !self.log.leads() || !due {
             return;
         }
         self.silent_reported = self.now;
-        let silent = |session: &super::sessions::Session| self.now.since(session.heard) >= timeout;
-        let sessions: Vec<SessionId> = self
-            .sessions
-            .live()
-            .filter(|(_, session)| silent(session))
-            .map(|(id, _)| id)
-            .collect();
+        self.ended_is_news = false;
+        let mut ended = std::mem::take(&mut self.ended_by_clients);
+        ended.retain(|session| self.is_booked(*session));
+        self.ended_by_clients = ended;
+        let mut sessions: Vec<SessionId> = self.ended_by_clients.iter().copied().collect();
+        if self.now.since(self.leads_since) >= timeout {
+            let live = self.sessions.live();
+            let silent = live.filter(|(_, session)| self.now.since(session.heard) >= timeout);
+            sessions.extend(silent.map(|(id, _)| id));
+        }
         if !sessions.is_empty() {
             self.report(BrickEvent::SilentSessions { sessions });
         }

@@ -113,6 +113,9 @@ pub(super) struct Brick {
     role: (bool, bool, u64),
     pub(super) leads_since: Mono,
     pub(super) silent_reported: Mono,
+    /// Sessions that their clients have ended here: the control plane is told until it knows.
+    pub(super) ended_by_clients: BTreeSet<SessionId>,
+    pub(super) ended_is_news: bool,
     reported: Option<Mono>,
     polled: Mono,
     acts: Vec<Action>,
@@ -183,6 +186,8 @@ impl Brick {
             role: (false, false, 0),
             leads_since: now,
             silent_reported: now,
+            ended_by_clients: BTreeSet::new(),
+            ended_is_news: false,
             reported: None,
             polled: Mono(0),
             acts,
@@ -616,11 +621,10 @@ impl Brick {
         }
     }
 
-    /// Whether the control plane has not ended a session.
-    pub(super) fn may_begin(&self, session: SessionId) -> bool {
-        self.book
-            .as_ref()
-            .is_none_or(|(below, live)| session >= *below || live.contains(&session))
+    /// Whether the control plane holds a session to be alive, as far as this brick was told.
+    pub(super) fn is_booked(&self, session: SessionId) -> bool {
+        let book = self.book.as_ref();
+        book.is_none_or(|(below, live)| session >= *below || live.contains(&session))
     }
 
     /// The store failed: this run serves no more.

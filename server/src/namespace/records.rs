@@ -140,6 +140,16 @@ pub fn decision_key(txn: TxnId) -> Bytes {
     key(b'C', &[txn.session.0, txn.number], &[])
 }
 
+/// The transaction in the key of an intent or a decision.
+pub fn parse_txn(key: &[u8]) -> Option<TxnId> {
+    let session = key.get(1..9)?.try_into().ok()?;
+    let number = key.get(9..17)?.try_into().ok()?;
+    Some(TxnId {
+        session: SessionId(u64::from_be_bytes(session)),
+        number: u64::from_be_bytes(number),
+    })
+}
+
 /// Prefix of all decisions on a session's transactions.
 pub fn decisions_prefix(session: SessionId) -> Bytes {
     key(b'C', &[session.0], &[])

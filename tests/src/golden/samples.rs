@@ -6,7 +6,7 @@ use mortar_protocol::attr::{Attr, Cred, FileKind, SetAttr, Time};
 use mortar_protocol::enrol::{EnrolReply, Enrolment};
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{
-    Answer, Call, Change, Cut, DirEntry, Fop, InodeOp, LockHeld, LockKind, LockOutcome,
+    Answer, Call, Change, Cut, DirEntry, Fop, InodeOp, LeftTxn, LockHeld, LockKind, LockOutcome,
     LockRequest, Part, Reply, Request, Stage, StageAnswer, TxnStatus, XattrMode,
 };
 use mortar_protocol::ids::{
@@ -326,6 +326,16 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 orphans: vec![ID],
                 garbage: vec![(OTHER, 1 << 30)],
                 claim: Some(Opening(3)),
+                left: vec![
+                    LeftTxn::Intent {
+                        txn: TXN,
+                        decider: SetIndex(1),
+                    },
+                    LeftTxn::Decided {
+                        txn: TXN,
+                        sets: vec![SetIndex(0)],
+                    },
+                ],
             },
         ),
         ("Parts", Reply::Parts(vec![attr()])),

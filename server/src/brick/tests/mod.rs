@@ -322,6 +322,21 @@ fn a_session_that_the_control_plane_ended_is_unknown_and_stays_so() {
 }
 
 #[test]
+fn the_control_plane_is_told_of_a_session_that_its_client_ended_until_it_knows() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    rig.done(Fop::SessionEnd, b"");
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.gone, [SESSION]);
+    rig.pass(Duration::from_secs(5));
+    assert_eq!(rig.gone, [SESSION; 2], "the first time may be lost");
+    rig.live.clear();
+    rig.tell_sessions();
+    rig.pass(Duration::from_secs(11));
+    assert_eq!(rig.gone, [SESSION; 2]);
+}
+
+#[test]
 fn reads_of_a_backup_wait_for_what_it_holds() {
     let mut rig = Rig::new(3);
     rig.create();

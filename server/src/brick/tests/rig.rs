@@ -70,6 +70,8 @@ pub(super) struct Rig {
     pub(super) live: Vec<SessionId>,
     now: Mono,
     number: u64,
+    /// Sessions that bricks reported as silent or ended.
+    pub(super) gone: Vec<SessionId>,
     /// Messages of these kinds are lost.
     pub(super) lose: Vec<&'static str>,
     /// How many messages of each kind passed.
@@ -118,6 +120,7 @@ impl Rig {
             live: vec![SESSION],
             now: Mono(1),
             number: 0,
+            gone: Vec::new(),
             lose: Vec::new(),
             passed: Vec::new(),
         };
@@ -238,6 +241,9 @@ impl Rig {
             if let Some(view) = self.views.current.clone() {
                 self.order(at, ToBrick::View(view));
             }
+        }
+        if let mortar_protocol::report::BrickEvent::SilentSessions { sessions } = &report.event {
+            self.gone.extend(sessions);
         }
         self.seen.report(report);
         while self.decide() {}

@@ -57,7 +57,7 @@ pub fn check(records: &[Record], look: usize) -> Vec<String> {
 }
 
 /// The blocks that a call has written: first and number.
-fn written(act: &Act, told: &Told) -> Option<(u64, u64)> {
+pub(super) fn written(act: &Act, told: &Told) -> Option<(u64, u64)> {
     match (act, told) {
         (Act::Write { offset, count, .. }, Told::Done) => Some((*offset, *count)),
         (Act::Append { count, .. }, Told::At(at)) => Some((*at, *count)),
@@ -75,11 +75,23 @@ fn flushed(load: &[Record], record: &Record, end: u64, file: Option<u64>) -> boo
         fits && sync.client == record.client
             && sync.start > end
             && matches!(sync.known(), Some((_, Told::Done)))
+            && !told_of_loss(load, record, end, sync)
+    })
+}
+
+/// Whether an fsync of this client failed after the call and may have told of the loss: that is told once.
+fn told_of_loss(load: &[Record], record: &Record, end: u64, sync: &Record) -> bool {
+    let until = sync.answer.as_ref().map_or(u64::MAX, |(end, _)| *end);
+    load.iter().any(|other| {
+        let told = matches!(other.answer, Some((at, Told::Failed(Errno::EIO))) if at > end);
+        told && matches!(other.act, Act::Sync { .. })
+            && other.client == record.client
+            && other.start < until
     })
 }
 
 /// Whether `other` had ended when `record` began.
-fn before(other: &Record, record: &Record) -> bool {
+pub(super) fn before(other: &Record, record: &Record) -> bool {
     other.known().is_some_and(|(end, _)| end < record.start)
 }
 
