@@ -6,22 +6,39 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
 use crate::attr::Time;
 use crate::env::{Env, Mono};
 
 /// The machine's clocks and random numbers; tasks and sleeps run on one tokio runtime.
+///
+/// Tasks from threads outside the runtime pass through one queue: those that come while the runtime is busy begin
+/// together, without a wake-up each, and what they send leaves in common packets.
 #[derive(Clone, Debug)]
 pub struct RealEnv {
     runtime: Handle,
+    queue: UnboundedSender<BoxFuture<'static, ()>>,
 }
 
 impl RealEnv {
     /// An environment whose tasks run on `runtime`.
     pub fn new(runtime: Handle) -> Self {
-        Self { runtime }
+        let (queue, mut tasks) = unbounded_channel();
+        runtime.spawn(async move {
+            let mut batch = Vec::new();
+            while tasks.recv_many(&mut batch, BATCH).await > 0 {
+                for task in batch.drain(..) {
+                    tokio::spawn(task);
+                }
+            }
+        });
+        Self { runtime, queue }
     }
 }
+
+/// Most tasks from outside that begin at once.
+const BATCH: usize = 256;
 
 /// CLOCK_BOOTTIME.
 pub fn mono_now() -> Mono {
@@ -40,12 +57,12 @@ pub fn wall_now() -> Time {
 
 /// A random number of the kernel, fetched in batches per thread.
 pub fn random() -> u64 {
-    const BATCH: usize = 256;
+    const POOLED: usize = 256;
     thread_local! {
-        static POOL: RefCell<([u8; BATCH], usize)> = const { RefCell::new(([0; BATCH], BATCH)) };
+        static POOL: RefCell<([u8; POOLED], usize)> = const { RefCell::new(([0; POOLED], POOLED)) };
     }
     POOL.with_borrow_mut(|(bytes, used)| {
-        if *used + 8 > BATCH {
+        if *used + 8 > POOLED {
             fill_random(bytes);
             *used = 0;
         }
@@ -95,7 +112,12 @@ impl Env for RealEnv {
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {
-        self.runtime.spawn(task);
+        if Handle::try_current().is_ok() {
+            self.runtime.spawn(task);
+        } else {
+            // Refused only when the runtime has ended, and its tasks with it.
+            let _ = self.queue.send(task);
+        }
     }
 }
 

@@ -240,6 +240,16 @@ pub enum Fop {
     },
     /// Takes, queues or releases a lock. Answer: [`Reply::Locked`].
     Lock(LockRequest),
+    /// Claims the session's locks on this set again, all that it holds, after the set opened and may have lost some
+    /// ([`Reply::Renewed`] asks for it). They replace what the set knows of the session's. Until every session has
+    /// claimed or ended, the set grants no lock ([`Fault::NotServing`]). EAGAIN if the set has opened once more since.
+    /// Answer: [`Reply::Claimed`], the same for a repeat.
+    Claim {
+        /// The opening after which they are claimed.
+        opening: Opening,
+        /// The locks, at most [`crate::limits::MAX_CLAIMS`].
+        locks: Vec<LockRequest>,
+    },
 }
 
 impl Fop {
@@ -290,6 +300,7 @@ impl Fop {
         "locktest",
         "lockwait",
         "lock",
+        "claim",
         "txnstate",
         "prepare",
         "decide",
@@ -359,6 +370,7 @@ impl Fop {
             Self::Abort { .. } => "abort",
             Self::Forget { .. } => "forget",
             Self::Lock(_) => "lock",
+            Self::Claim { .. } => "claim",
         }
     }
 }
@@ -646,10 +658,16 @@ pub enum InodeOp {
         others: u64,
     },
     /// Raises the file's size by `len`; the old size is answered as `appended_at`. The client then writes there: an
-    /// append that does not fit into shard 0 or into one entry.
+    /// append of which a part lies on another set.
     Grow {
         /// Bytes.
         len: u64,
+    },
+    /// Refuses the whole change with EAGAIN unless the file has this size: an append of which data went ahead, or that
+    /// leaves shard 0.
+    SizeIs {
+        /// Size in bytes.
+        size: u64,
     },
 }
 
@@ -725,6 +743,25 @@ pub struct DirEntry {
     pub offset: u64,
     /// Attributes, if asked for and the inode lies on this set.
     pub attr: Option<Attr>,
+}
+
+/// What an ended session has left of a transaction on a set.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum LeftTxn {
+    /// A share that was prepared.
+    Intent {
+        /// The transaction.
+        txn: TxnId,
+        /// The set that decides it.
+        decider: SetIndex,
+    },
+    /// The record that it was decided: the others finish it, then it is forgotten.
+    Decided {
+        /// The transaction.
+        txn: TxnId,
+        /// The other sets.
+        sets: Vec<SetIndex>,
+    },
 }
 
 /// How a transaction stands.
@@ -841,6 +878,10 @@ pub enum Reply {
         /// Unlinked files of several shards that nobody holds open any more, with their sizes: whoever reads this cuts
         /// their shards on the other sets ([`Part::ShardCut`] to 0 with [`Cut::GONE`]), then sends [`Part::Purge`].
         garbage: Vec<(InodeId, u64)>,
+        /// The set waits for this session's [`Fop::Claim`] after that opening.
+        claim: Option<Opening>,
+        /// Transactions that sessions left behind which have ended: whoever reads this resolves them.
+        left: Vec<LeftTxn>,
     },
     /// Attributes after a namespace change: one for each `InodeNew`, `LinkAdd`, `LinkMove`, `LinkRemove` and
     /// `InodeCut` of an inode that still exists, in order.
@@ -865,6 +906,11 @@ pub enum Reply {
         others: u64,
         /// What mtime is without the time set by hand.
         otherwise: Time,
+    },
+    /// What of the claimed locks the session does not hold: their inodes and owners. They are lost for good.
+    Claimed {
+        /// Lost ones.
+        lost: Vec<(InodeId, u64)>,
     },
 }
 

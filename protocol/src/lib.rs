@@ -21,6 +21,7 @@ pub mod fop;
 pub mod frame;
 pub mod ids;
 pub mod limits;
+pub mod locks;
 pub mod logfile;
 pub mod options;
 pub mod peer;

@@ -28,6 +28,8 @@ pub const STAGE_MAX: usize = 256 << 10;
 pub const MAX_INLINE: usize = 1 << 20;
 /// Most results kept per session and set.
 pub const MAX_RESULTS: usize = 1_024;
+/// Most locks a client claims again on one set after the set lost changes; a request of so many fits into a head.
+pub const MAX_CLAIMS: usize = 4_096;
 /// Unit of allocation and of checksums, in bytes.
 pub const BLOCK: u64 = 4_096;
 /// Default size of a shard, in bytes (`features.shard-block-size`).

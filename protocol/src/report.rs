@@ -118,6 +118,8 @@ pub struct SetShape {
     pub durable: bool,
     /// `network.session-timeout`, in milliseconds.
     pub session_timeout_ms: u32,
+    /// `cluster.open-wait`, in milliseconds.
+    pub open_wait_ms: u32,
 }
 
 /// An order of the control plane to a brick.

@@ -13,6 +13,10 @@ use mortar_server::node::data_dir::DataDir;
 use mortar_server::node::stores::FileStores;
 use mortar_server::offline;
 
+/// Requests are many small allocations, and memory freed after a burst goes back to the system soon.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Mortar's node daemon: serves bricks and the control plane.
 #[derive(Parser, Debug)]
 #[command(

@@ -91,7 +91,7 @@ impl Geometry {
             offset: AREA_ALIGN,
             len: ring - ring % RING_ALIGN,
         };
-        // 72 bytes describe a 64 KiB chunk; two slots for a tree of 1/9 of the brick.
+        // 80 bytes describe a 64 KiB chunk; two slots for a tree of 1/10 of the brick.
         let chunk_map = Region {
             offset: wal.end().next_multiple_of(AREA_ALIGN),
             len: (size / 4096).next_multiple_of(AREA_ALIGN),

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use mortar_protocol::entry::{Entry, Object, Space};
+use mortar_protocol::entry::{Effect, Entry, Object, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::Fop;
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::{InodeId, NodeId, Pos, Seq, SessionId, SetIndex, StageId};
+use mortar_protocol::ids::{InodeId, NodeId, Opening, Pos, Seq, SessionId, SetIndex, StageId};
 use mortar_protocol::report::MemberRuns;
 use mortar_protocol::transport::{Lost, Transport};
 use mortar_protocol::view::{BrickInfo, View, VolumeInfo};
@@ -67,6 +67,10 @@ impl Stores for Traced<Arc<dyn Stores>> {
         self.inner.unformat(brick);
     }
 
+    fn mark_deleted(&self, brick: &BrickInfo) -> Result<(), OpenFailure> {
+        self.inner.mark_deleted(brick)
+    }
+
     fn open(
         &self,
         volume: &VolumeInfo,
@@ -110,6 +114,10 @@ impl<R: Rules> Rules for Traced<R> {
 
     fn session_end(&self, state: &StateAt<'_>, asked: &Asked<'_>) -> Result<Executed, Fault> {
         self.inner.session_end(state, asked)
+    }
+
+    fn opening(&self, opening: Opening, sessions: Vec<SessionId>) -> Effect {
+        self.inner.opening(opening, sessions)
     }
 
     fn release(
@@ -163,13 +171,13 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.scan(from, to, at, f)
     }
 
-    fn start_read(&self, object: Object, offset: u64, len: usize, at: Seq, done: ReadDone) {
+    fn start_read(&self, range: (Object, u64, usize), at: Seq, idle: bool, done: ReadDone) {
         let open = self.trace.open(Span::ReadData);
         let done: ReadDone = Box::new(move |result| {
             drop(open);
             done(result);
         });
-        self.inner.start_read(object, offset, len, at, done);
+        self.inner.start_read(range, at, idle, done);
     }
 
     fn read_now(&self, object: Object, offset: u64, len: usize, at: Seq) -> Result<Bytes, Fault> {

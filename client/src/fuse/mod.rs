@@ -234,7 +234,9 @@ impl<B: Backend> Filesystem for Adapter<B> {
         });
     }
 
-    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+    fn forget(&self, _: &Request, ino: INodeNo, _: u64) {
+        self.vfs.kernel_forgot(id(ino));
+    }
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let _entered = self.watched.enter(Kind::GetAttr, request, ino);

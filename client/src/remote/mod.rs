@@ -5,8 +5,10 @@
 //! not know it. What comes back is either the answer or a [`Fault`](mortar_protocol::error::Fault) that the layer
 //! above must act on. While no server answers, calls wait up to `network.frame-timeout`, then end with ENOTCONN.
 
+mod book;
 mod cluster;
 mod hub;
+mod lock;
 mod marks;
 mod numbers;
 mod renew;
@@ -19,7 +21,7 @@ mod tests;
 
 pub use cluster::{Cluster, ConnectError, OpenCheck};
 pub use marks::{Marks, Told};
-pub use renew::Garbage;
+pub use renew::{LockLoss, Renewal};
 pub use set::{Answered, How, Set, SetState};
 pub use stage::Piece;
 

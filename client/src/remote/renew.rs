@@ -1,11 +1,13 @@
-//! Renewal of the session, once a second, and what the sets ask with it: who holds unlinked inodes open?
+//! Renewal of the session, once a second, and what the sets ask with it: who holds unlinked inodes open, which locks
+//! does the client hold, and what have ended sessions left to be resolved?
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use mortar_protocol::fop::{Fop, Reply};
-use mortar_protocol::ids::{InodeId, SetIndex};
+use mortar_protocol::fop::{Fop, LeftTxn, Reply};
+use mortar_protocol::ids::{InodeId, Opening, SetIndex};
 
 use super::cluster::{Cluster, OpenCheck};
 use super::set::{How, Set};
@@ -16,26 +18,42 @@ const TRY: Duration = Duration::from_millis(900);
 /// Orphans named in one message.
 const AT_ONCE: usize = 1_024;
 
-/// Unlinked files of several shards that a set wants removed, with their sizes.
-pub type Garbage = (SetIndex, Vec<(InodeId, u64)>);
+/// Is told which locks are lost: inode and owner.
+pub type LockLoss = Arc<dyn Fn(InodeId, u64) + Send + Sync>;
+
+/// What one set says to a renewal.
+#[derive(Default, Debug)]
+pub struct Renewal {
+    /// The set.
+    pub set: SetIndex,
+    /// Unlinked files of several shards that it wants removed, with their sizes.
+    pub garbage: Vec<(InodeId, u64)>,
+    /// Locks that are lost: inodes and owners.
+    pub lost: Vec<(InodeId, u64)>,
+    /// Transactions of ended sessions that it wants resolved.
+    pub left: Vec<LeftTxn>,
+}
 
 impl Cluster {
-    /// Renews the session on every set that knows it, and says which of the inodes they ask about are open.
-    pub async fn renew(&self, is_open: &OpenCheck) -> Vec<Garbage> {
+    /// Renews the session on every set that knows it, says which of the inodes they ask about are open, and claims
+    /// the locks where a set may have lost some.
+    pub async fn renew(&self, is_open: &OpenCheck) -> Vec<Renewal> {
         let sets = self.sets();
         let renewals = sets.iter().filter(|set| set.is_begun()).map(|set| async {
-            let renewal = set.renew(is_open);
-            let garbage = within(self.env(), TRY, renewal).await.unwrap_or_default();
-            (set.index(), garbage)
+            let renewal = within(self.env(), TRY, set.renew(is_open)).await;
+            let (mut renewal, claim) = renewal.unwrap_or_default();
+            if let Some(opening) = claim {
+                let claimed = within(self.env(), TRY, set.claim(opening)).await;
+                renewal.lost = claimed.unwrap_or_default();
+            }
+            renewal
         });
-        let mut garbage = join_all(renewals).await;
-        garbage.retain(|(_, files)| !files.is_empty());
-        garbage
+        join_all(renewals).await
     }
 }
 
 impl Set {
-    async fn renew(&self, is_open: &OpenCheck) -> Vec<(InodeId, u64)> {
+    async fn renew(&self, is_open: &OpenCheck) -> (Renewal, Option<Opening>) {
         let (mut open, mut released) = (Vec::new(), Vec::new());
         loop {
             let answering = !open.is_empty() || !released.is_empty();
@@ -45,13 +63,24 @@ impl Set {
             };
             let mut call = self.request(fop, How::default());
             let answered = self.run(&mut call, &Bytes::new()).await;
-            let Ok(Reply::Renewed { orphans, garbage }) = answered.map(|answered| answered.reply)
+            let Ok(Reply::Renewed {
+                orphans,
+                garbage,
+                claim,
+                left,
+            }) = answered.map(|answered| answered.reply)
             else {
-                return Vec::new();
+                return Default::default();
             };
             // What is open is asked about again and again; one answer a round is enough.
             if answering || orphans.is_empty() {
-                return garbage;
+                let renewal = Renewal {
+                    set: self.index(),
+                    garbage,
+                    left,
+                    ..Renewal::default()
+                };
+                return (renewal, claim);
             }
             for id in orphans.into_iter().take(AT_ONCE) {
                 if is_open(id) {
@@ -61,5 +90,27 @@ impl Set {
                 }
             }
         }
+    }
+
+    /// Claims the locks held here. Gives those that are lost. Without an answer the next renewal asks for it again.
+    async fn claim(&self, opening: Opening) -> Vec<(InodeId, u64)> {
+        let mut claim = self.book(|book, session| book.claim(session));
+        let fop = Fop::Claim {
+            opening,
+            locks: claim.locks,
+        };
+        let mut call = self.request(fop, How::default());
+        match self.run(&mut call, &Bytes::new()).await {
+            Ok(answered) => match answered.reply {
+                Reply::Claimed { lost } => claim.lost.extend(lost),
+                _ => return Vec::new(),
+            },
+            Err(_) => return Vec::new(),
+        }
+        for (id, owner) in &claim.lost {
+            tracing::warn!(set = self.index().0, %id, owner, "a lock is lost");
+        }
+        self.book(|book, _| book.lost(&claim.lost));
+        claim.lost
     }
 }

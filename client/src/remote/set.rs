@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::book::Book;
 use super::hub::Hub;
 use super::marks::{Marks, Told};
 use super::numbers::Numbers;
@@ -94,6 +95,7 @@ struct Inner {
     begun: bool,
     numbers: Numbers,
     marks: Marks,
+    book: Book,
     /// Calls have waited in vain, and no answer has come since.
     away: bool,
     /// When the last answer came.
@@ -176,6 +178,7 @@ impl Set {
                 begun: false,
                 numbers: Numbers::new(),
                 marks: Marks::default(),
+                book: Book::default(),
                 away: true,
                 heard: hub.env.now(),
             }),
@@ -379,7 +382,15 @@ impl Set {
                 ) => self.pause(&mut tries, false).await?,
                 Err(Fault::Corrupt) if call.fop.is_read() => {
                     corrupt.push(target.brick);
-                    if self.aim(call, &corrupt).is_none() {
+                    let other = self.aim(call, &corrupt).map(|target| target.brick);
+                    tracing::error!(
+                        set = self.index.0,
+                        brick = %target.brick,
+                        other = ?other,
+                        fop = ?call.fop,
+                        "a brick cannot read its data"
+                    );
+                    if other.is_none() {
                         fails_because(|| {
                             format!("no member of set {} can read a block of it", self.index.0)
                         });
@@ -548,6 +559,11 @@ impl Set {
     /// A look at the marks.
     pub fn marks<T>(&self, look: impl FnOnce(&mut Marks) -> T) -> T {
         look(&mut self.inner.lock().marks)
+    }
+
+    /// A look at the locks held here, with the session.
+    pub(super) fn book<T>(&self, look: impl FnOnce(&mut Book, SessionId) -> T) -> T {
+        look(&mut self.inner.lock().book, self.hub.session())
     }
 
     /// Whether the session is known to the set, as far as the client knows.

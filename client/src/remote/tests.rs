@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mortar_protocol::env::Env;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::fop::{Call, Change, Cut, Fop, Reply};
+use mortar_protocol::fop::{Call, Change, Cut, Fop, LockKind, LockOutcome, LockRequest, Reply};
 use mortar_protocol::ids::{BrickId, InodeId, Mark, NodeId, Opening, Seq, SessionId, SetIndex};
 use mortar_protocol::transport::Lost;
 use parking_lot::Mutex;
@@ -309,6 +309,8 @@ async fn renewal_tells_which_orphans_are_open() {
             Act::Reply(Reply::Renewed {
                 orphans: vec![InodeId(4), InodeId(5)],
                 garbage: vec![(InodeId(6), 99)],
+                claim: None,
+                left: Vec::new(),
             })
         }
         Fop::Change(_) => changed(),
@@ -324,11 +326,153 @@ async fn renewal_tells_which_orphans_are_open() {
         "the set does not know the session yet"
     );
     make(&cluster.set(SetIndex(0))).await.unwrap();
-    let garbage = cluster.renew(&is_open).await;
-    assert_eq!(garbage, [(SetIndex(0), vec![(InodeId(6), 99)])]);
+    let renewals = cluster.renew(&is_open).await;
+    assert_eq!(renewals.len(), 1);
+    assert_eq!(renewals[0].garbage, [(InodeId(6), 99)]);
     let told = log.lock().clone();
     assert_eq!(
         told,
         [(vec![], vec![]), (vec![InodeId(5)], vec![InodeId(4)])]
     );
+}
+
+fn lock_call(kind: LockKind, start: u64, end: u64) -> LockRequest {
+    LockRequest {
+        id: InodeId(9),
+        owner: 3,
+        start,
+        end,
+        kind,
+        pid: 1,
+        wait: false,
+    }
+}
+
+fn locked(outcome: LockOutcome) -> Act {
+    Act::Reply(Reply::Locked {
+        outcome,
+        attr: None,
+    })
+}
+
+/// A set that asks for claims while `asks` says so, loses owner 4's locks, and lets `lock` answer lock calls.
+async fn claiming(
+    asks: Arc<Mutex<bool>>,
+    mut lock: impl FnMut(&Call) -> Act + Send + 'static,
+) -> (Arc<Scripted>, Arc<Cluster>, Log) {
+    let log = Log::default();
+    let kept = log.clone();
+    let servers = Scripted::new(1, move |call, _| {
+        kept.lock().push(call.clone());
+        match &call.fop {
+            Fop::Renew { .. } => Act::Reply(Reply::Renewed {
+                orphans: Vec::new(),
+                garbage: Vec::new(),
+                claim: asks.lock().then_some(Opening(2)),
+                left: Vec::new(),
+            }),
+            Fop::Claim { locks, .. } => Act::Reply(Reply::Claimed {
+                lost: locks
+                    .iter()
+                    .filter(|lock| lock.owner == 4)
+                    .map(|lock| (lock.id, lock.owner))
+                    .collect(),
+            }),
+            Fop::Lock(_) | Fop::LockWait(_) => lock(call),
+            _ => Act::Reply(Reply::Done),
+        }
+    });
+    let (env, servers_at) = (TestEnv::start(), ["127.0.0.1:1".parse().unwrap()]);
+    let limit = Duration::from_secs(4);
+    let cluster = Cluster::connect(env, servers.clone(), &servers_at, "vol", limit).await;
+    (servers, cluster.unwrap(), log)
+}
+
+/// The claims among what was sent: opening, and owner, kind and range of the locks.
+fn claims(log: &Log) -> Vec<(Opening, Vec<(u64, LockKind, u64, u64)>)> {
+    let log = log.lock();
+    let claims = log.iter().filter_map(|call| match &call.fop {
+        Fop::Claim { opening, locks } => Some((*opening, locks)),
+        _ => None,
+    });
+    claims
+        .map(|(opening, locks)| {
+            let locks = locks.iter();
+            let locks = locks.map(|lock| (lock.owner, lock.kind, lock.start, lock.end));
+            (opening, locks.collect())
+        })
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_set_that_asks_is_told_all_locks_and_says_which_are_lost() {
+    let asks = Arc::new(Mutex::new(false));
+    let (_servers, cluster, log) = claiming(asks.clone(), |_| locked(LockOutcome::Granted)).await;
+    let set = cluster.set(SetIndex(0));
+    let is_open: super::OpenCheck = Arc::new(|_| true);
+    let mut other = lock_call(LockKind::Read, 50, 59);
+    other.owner = 4;
+    for request in [
+        lock_call(LockKind::Write, 0, 9),
+        lock_call(LockKind::Unlock, 5, 9),
+        other,
+    ] {
+        set.lock(request, How::default()).await.unwrap();
+    }
+    assert!(cluster.renew(&is_open).await[0].lost.is_empty());
+    assert_eq!(claims(&log), []);
+    *asks.lock() = true;
+    let lost = std::mem::take(&mut cluster.renew(&is_open).await[0].lost);
+    assert_eq!(lost, [(InodeId(9), 4)]);
+    cluster.renew(&is_open).await;
+    let (mine, others) = ((3, LockKind::Write, 0, 4), (4, LockKind::Read, 50, 59));
+    let told = [(Opening(2), vec![mine, others]), (Opening(2), vec![mine])];
+    assert_eq!(claims(&log), told, "what is lost is not claimed again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_granted_around_a_claim_is_asked_for_again() {
+    let mut tries = 0;
+    let (_servers, cluster, log) = claiming(Arc::new(Mutex::new(true)), move |call| {
+        tries += 1;
+        match (&call.fop, tries) {
+            // Granted, but the answer is late: it comes after a claim without this lock.
+            (Fop::Lock(_), 1 | 2) => Act::Lost(Lost::Unknown),
+            _ => locked(LockOutcome::Granted),
+        }
+    })
+    .await;
+    let set = cluster.set(SetIndex(0));
+    let locking = {
+        let set = set.clone();
+        tokio::spawn(async move {
+            set.lock(lock_call(LockKind::Write, 0, 9), How::default())
+                .await
+        })
+    };
+    // The first try is on its way.
+    while !log
+        .lock()
+        .iter()
+        .any(|call| matches!(call.fop, Fop::Lock(_)))
+    {
+        tokio::task::yield_now().await;
+    }
+    let is_open: super::OpenCheck = Arc::new(|_| true);
+    cluster.renew(&is_open).await;
+    assert_eq!(claims(&log), [(Opening(2), vec![])]);
+    locking.await.unwrap().unwrap();
+    let numbers: Vec<u64> = log
+        .lock()
+        .iter()
+        .filter(|call| matches!(call.fop, Fop::Lock(_)))
+        .map(|call| call.number)
+        .collect();
+    assert!(
+        numbers.first() != numbers.last(),
+        "a grant of before the claim was taken for good: {numbers:?}"
+    );
+    cluster.renew(&is_open).await;
+    let mine = vec![(3, LockKind::Write, 0, 9)];
+    assert_eq!(claims(&log).last(), Some(&(Opening(2), mine)));
 }

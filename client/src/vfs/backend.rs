@@ -9,8 +9,11 @@ use mortar_protocol::fop::{LockHeld, LockOutcome, LockRequest};
 use mortar_protocol::ids::{InodeId, SessionId};
 
 pub use crate::volume::{
-    Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
+    Changed, FileOp, Found, Listing, LockLoss, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
 };
+
+/// Keeps bulk data that was sent ahead of its change; dropped when that has been made.
+pub type SentAhead = Box<dyn std::any::Any + Send + Sync>;
 
 /// A volume as the Vfs sees it. Errors are what the application gets.
 ///
@@ -95,6 +98,9 @@ pub trait Backend: Send + Sync + 'static {
         time: Time,
         sync: bool,
     ) -> impl Future<Output = Res<Changed>> + Send;
+    /// Begins to send the bulk data of operations whose change will be made later, with the same buffers. What is given
+    /// keeps it until it is dropped.
+    fn send_ahead(&self, id: InodeId, ops: &[FileOp]) -> Option<SentAhead>;
     /// Copies a range between files; answers how much was copied, and the destination's change.
     fn copy(
         &self,
@@ -119,7 +125,7 @@ pub trait Backend: Send + Sync + 'static {
         cred: Cred,
         request: LockRequest,
     ) -> impl Future<Output = Res<(LockOutcome, Option<Attr>)>> + Send;
-    /// Waits, at most about a second, for a queued lock.
+    /// Waits, at most about a second, for a queued lock. `Busy`: it is not queued any more, to be asked for again.
     fn lock_wait(
         &self,
         cred: Cred,
@@ -135,6 +141,8 @@ pub trait Backend: Send + Sync + 'static {
     fn close(&self) -> impl Future<Output = ()> + Send;
     /// Tells the volume whom to ask whether an inode is open here.
     fn set_open_check(&self, check: OpenCheck);
+    /// Tells the volume whom to tell of locks that are lost although the session goes on.
+    fn set_lock_loss(&self, told: LockLoss);
     /// Size of a shard in bytes: files up to it lie on one set.
     fn shard_size(&self) -> u64;
     /// Whether there are several sets, so that a directory's attributes are merged from them.

@@ -105,6 +105,11 @@ impl<B: Backend> Vfs<B> {
         })
     }
 
+    /// The kernel has dropped an inode, and its pages with it: the next open is to bring the contents again.
+    pub fn kernel_forgot(&self, id: InodeId) {
+        self.0.recent.pages_gone(id);
+    }
+
     /// Makes and opens a file; opens it if it exists and `flags` lacks O_EXCL.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ impl<B: Backend> Vfs<B> {
     ///
     /// # Errors
     ///
-    /// EAGAIN if another holds it and the request does not wait; EINTR if the waiter left; those of the volume.
+    /// EAGAIN if another holds it and the request does not wait; EIO if the file's locks are lost; EINTR if the waiter left; those of the volume.
     pub async fn lock(
         &self,
         cred: Cred,
@@ -44,60 +44,81 @@ impl<B: Backend> Vfs<B> {
         // flock(LOCK_UN) comes as a call that waits; to a set, that would withdraw a queued request instead.
         request.wait &= request.kind != LockKind::Unlock;
         core.settle_id(request.id).await;
-        if let Some(node) = core.node(request.id)
-            && request.kind != LockKind::Unlock
-            && node.state.lock().lost_locks(core.backend.session())
-        {
-            return Err(Errno::EIO);
-        }
-        let (outcome, attr) = core.backend.lock(cred.clone(), request.clone()).await?;
-        match outcome {
-            LockOutcome::Busy => Err(Errno::EAGAIN),
-            LockOutcome::Granted => {
-                self.granted(&request, attr).await;
-                Ok(())
+        loop {
+            if let Some(node) = core.node(request.id)
+                && request.kind != LockKind::Unlock
+                && node.state.lock().lost_locks(core.backend.session())
+            {
+                return Err(Errno::EIO);
             }
-            LockOutcome::Queued => self.wait_lock(cred, request, waiter).await,
+            let (outcome, attr) = core.backend.lock(cred.clone(), request.clone()).await?;
+            match outcome {
+                LockOutcome::Busy => return Err(Errno::EAGAIN),
+                LockOutcome::Granted => {
+                    self.granted(&request, attr).await;
+                    return Ok(());
+                }
+                LockOutcome::Queued => {}
+            }
+            if let Some(done) = self.wait_lock(&cred, &request, waiter).await {
+                return done;
+            }
         }
     }
 
-    async fn wait_lock(&self, cred: Cred, request: LockRequest, waiter: &impl Waiter) -> Res<()> {
+    /// Waits for a queued request. `None`: it is not queued any more, for the set opened without it or the session
+    /// has ended.
+    async fn wait_lock(
+        &self,
+        cred: &Cred,
+        request: &LockRequest,
+        waiter: &impl Waiter,
+    ) -> Option<Res<()>> {
         let core = &self.0;
-        let mut waiting = Box::pin(core.backend.lock_wait(cred.clone(), request.clone()));
+        let wait = || Box::pin(core.backend.lock_wait(cred.clone(), request.clone()));
+        let mut waiting = wait();
         loop {
             let look = core.env.sleep(LOOK);
             match futures_util::future::select(waiting, look).await {
-                futures_util::future::Either::Left((result, _)) => {
-                    match result? {
-                        (LockOutcome::Granted, attr) => {
-                            self.granted(&request, attr).await;
-                            return Ok(());
+                futures_util::future::Either::Left((Ok((outcome, attr)), _)) => {
+                    match outcome {
+                        LockOutcome::Granted => {
+                            self.granted(request, attr).await;
+                            return Some(Ok(()));
                         }
-                        (LockOutcome::Busy, _) => return Err(Errno::EAGAIN),
-                        (LockOutcome::Queued, _) => {}
+                        LockOutcome::Busy if waiter.wants_to_leave() => {
+                            return Some(Err(Errno::EINTR));
+                        }
+                        LockOutcome::Busy => return None,
+                        LockOutcome::Queued => {}
                     }
-                    waiting = Box::pin(core.backend.lock_wait(cred.clone(), request.clone()));
+                    waiting = wait();
                 }
+                futures_util::future::Either::Left((Err(errno), _)) => return Some(Err(errno)),
                 futures_util::future::Either::Right(((), rest)) => waiting = rest,
             }
             if waiter.wants_to_leave() {
                 drop(waiting);
-                return self.leave_queue(cred, request).await;
+                return Some(self.leave_queue(cred, request).await);
             }
         }
     }
 
     /// Withdraws a queued request, unless it was granted meanwhile.
-    async fn leave_queue(&self, cred: Cred, request: LockRequest) -> Res<()> {
+    async fn leave_queue(&self, cred: &Cred, request: &LockRequest) -> Res<()> {
         let withdraw = LockRequest {
             kind: LockKind::Unlock,
             wait: true,
             ..request.clone()
         };
-        let (outcome, attr) = self.0.backend.lock(cred, withdraw).await?;
+        let (outcome, _) = self.0.backend.lock(cred.clone(), withdraw).await?;
         if outcome == LockOutcome::Granted {
-            self.granted(&request, attr).await;
-            return Ok(());
+            // It holds something there. All that was asked for?
+            let waited = self.0.backend.lock_wait(cred.clone(), request.clone());
+            if let (LockOutcome::Granted, attr) = waited.await? {
+                self.granted(request, attr).await;
+                return Ok(());
+            }
         }
         Err(Errno::EINTR)
     }
@@ -138,8 +159,12 @@ impl<B: Backend> Vfs<B> {
 
     /// Releases all locks of an owner, as close does.
     pub(super) async fn unlock_all(&self, cred: Cred, node: &Node, owner: u64) {
-        if !node.state.lock().lock_owners.remove(&owner) {
-            return;
+        {
+            let mut state = node.state.lock();
+            state.lock_losers.remove(&owner);
+            if !state.lock_owners.remove(&owner) {
+                return;
+            }
         }
         let request = LockRequest {
             id: node.id,

@@ -32,6 +32,9 @@ struct Inner {
     /// Errors to give to the next changes.
     fail: Vec<Errno>,
     open_check: Option<OpenCheck>,
+    lock_loss: Option<LockLoss>,
+    /// What to answer to those who wait for locks; nothing: they go on waiting.
+    lock_waits: Vec<LockOutcome>,
     session: u64,
 }
 
@@ -58,6 +61,17 @@ impl Mem {
     /// The session ends and another begins.
     pub(crate) fn new_session(&self) {
         self.0.lock().session += 1;
+    }
+
+    /// The set has lost an owner's lock.
+    pub(crate) fn lose_lock(&self, id: InodeId, owner: u64) {
+        let told = self.0.lock().lock_loss.clone();
+        told.expect("somebody to tell")(id, owner);
+    }
+
+    /// The next waits for locks end so, the last first.
+    pub(crate) fn answer_lock_waits(&self, outcomes: &[LockOutcome]) {
+        self.0.lock().lock_waits = outcomes.to_vec();
     }
 
     /// The next change fails so.
@@ -383,6 +397,10 @@ impl Backend for Mem {
         }))
     }
 
+    fn send_ahead(&self, _: InodeId, _: &[FileOp]) -> Option<SentAhead> {
+        None
+    }
+
     async fn change(
         &self,
         _: Cred,
@@ -466,7 +484,11 @@ impl Backend for Mem {
     }
 
     async fn lock_wait(&self, _: Cred, _: LockRequest) -> Res<(LockOutcome, Option<Attr>)> {
-        std::future::pending().await
+        let outcome = self.0.lock().lock_waits.pop();
+        match outcome {
+            Some(outcome) => Ok((outcome, None)),
+            None => std::future::pending().await,
+        }
     }
 
     fn lock_test(
@@ -483,6 +505,10 @@ impl Backend for Mem {
 
     fn set_open_check(&self, check: OpenCheck) {
         self.0.lock().open_check = Some(check);
+    }
+
+    fn set_lock_loss(&self, told: LockLoss) {
+        self.0.lock().lock_loss = Some(told);
     }
 
     fn is_distributed(&self) -> bool {

@@ -190,6 +190,12 @@ impl<B: Backend> Vfs<B> {
         vfs.0.backend.set_open_check(Arc::new(move |id| {
             core.upgrade().is_some_and(|core| core.is_open(id))
         }));
+        let core = Arc::downgrade(&vfs.0);
+        vfs.0.backend.set_lock_loss(Arc::new(move |id, owner| {
+            if let Some(node) = core.upgrade().and_then(|core| core.node(id)) {
+                node.state.lock().lock_losers.insert(owner);
+            }
+        }));
         vfs
     }
 

@@ -197,7 +197,9 @@ impl<B: Backend> Vfs<B> {
         let now = core.now();
         let buffered = handle.listing.lock().take();
         let fits = |b: &Buffered| {
-            b.after == after && b.plus == plus && now.since(b.piece.at) <= LISTING_AGE
+            // The kernel often asks for attributes first and not again.
+            let enough = b.plus || !plus || b.piece.entries.is_empty();
+            b.after == after && enough && now.since(b.piece.at) <= LISTING_AGE
         };
         if let Some(buffered) = buffered.filter(fits) {
             return Ok(buffered.piece);

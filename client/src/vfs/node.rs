@@ -13,7 +13,7 @@ use mortar_protocol::ids::{InodeId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::backend::Changed;
+use super::backend::{Changed, SentAhead};
 use super::held::{Batch, Held, Local, Want};
 
 /// An inode with open handles or unanswered changes.
@@ -26,6 +26,9 @@ pub struct Node {
     /// Told whenever changes were answered.
     pub answered: Notify,
 }
+
+/// A batch of at least this many bytes is worth sending its data ahead.
+const AHEAD_FROM: usize = 128 << 10;
 
 /// A batch waiting for its turn or its answer.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Sent {
     pub cred: Cred,
     /// The changes.
     pub batch: Arc<Batch>,
+    /// Its bulk data on its way ahead; whether that was begun.
+    pub ahead: (bool, Option<SentAhead>),
 }
 
 /// The whole contents of a small file as an open gave them.
@@ -85,6 +90,8 @@ pub struct State {
     pub lock_owners: BTreeSet<u64>,
     /// Session in which they got them.
     pub lock_session: SessionId,
+    /// Owners some of whose locks are lost.
+    pub lock_losers: BTreeSet<u64>,
 }
 
 impl Node {
@@ -217,6 +224,7 @@ impl State {
                 started: false,
                 cred: self.held_cred.clone(),
                 batch: Arc::new(batch),
+                ahead: (false, None),
             });
         }
         let last = match self.sent.back_mut() {
@@ -227,6 +235,27 @@ impl State {
             None => false,
         };
         (self.next_number, last)
+    }
+
+    /// Batches with much data behind the one being sent, whose data may go ahead now.
+    pub fn to_send_ahead(&mut self) -> Vec<(u64, Arc<Batch>)> {
+        if !self.pumping {
+            return Vec::new();
+        }
+        let behind = self.sent.iter_mut().skip(1);
+        let new = behind.filter(|sent| !sent.ahead.0 && sent.batch.bytes() >= AHEAD_FROM);
+        new.map(|sent| {
+            sent.ahead.0 = true;
+            (sent.number, sent.batch.clone())
+        })
+        .collect()
+    }
+
+    /// Keeps what was sent ahead of a batch, if that still waits.
+    pub fn sent_ahead(&mut self, number: u64, ahead: SentAhead) {
+        if let Some(sent) = self.sent.iter_mut().find(|sent| sent.number == number) {
+            sent.ahead.1 = Some(ahead);
+        }
     }
 
     /// Whether every batch up to `number` has been answered.
@@ -366,9 +395,11 @@ impl State {
         Some(contents.data.slice(first..last))
     }
 
-    /// Whether locks that somebody counts on went with a session that ended: the file fails until it is closed.
+    /// Whether locks that somebody counts on are lost, with a session that ended or alone: the file fails until it is
+    /// closed.
     pub fn lost_locks(&self, session: SessionId) -> bool {
-        !self.lock_owners.is_empty() && self.lock_session != session
+        let ended = !self.lock_owners.is_empty() && self.lock_session != session;
+        ended || !self.lock_losers.is_disjoint(&self.lock_owners)
     }
 
     /// Takes the error that a handle has not been told yet.

@@ -116,6 +116,22 @@ impl Recent {
         facts.put(attr.gfid.id, Fact::new(attr, now, pages));
     }
 
+    /// The kernel has no pages of an inode any more.
+    pub(super) fn pages_gone(&self, id: InodeId) {
+        let mut facts = self.facts.lock();
+        if let Some(fact) = facts.get(&id)
+            && fact.pages.is_some()
+        {
+            facts.put(
+                id,
+                Fact {
+                    pages: None,
+                    ..fact
+                },
+            );
+        }
+    }
+
     /// A file was closed with the kernel's pages as of this change counter.
     pub(super) fn closed(&self, attr: &Attr, pages: Option<u64>, at: Mono) {
         self.facts

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use mortar_protocol::attr::{Cred, SetAttr, Time};
 use mortar_protocol::env::{Env, Mono};
 use mortar_protocol::error::Errno;
-use mortar_protocol::fop::{LockKind, LockRequest};
+use mortar_protocol::fop::{LockKind, LockOutcome, LockRequest};
 use mortar_protocol::ids::InodeId;
 use proptest::prelude::*;
 
@@ -251,6 +251,14 @@ fn pages_are_kept_over_own_changes_and_dropped_after_others() {
         rig.vfs.setattr(root(), id, set, None).await.unwrap();
         let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
         assert!(again.keep_pages);
+        let data = rig.vfs.try_read(again.handle, 0, 10);
+        assert!(data.is_none(), "the kernel has them");
+        rig.vfs.drop_handle(again.handle);
+        rig.vfs.kernel_forgot(id);
+        let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
+        assert!(!again.keep_pages);
+        let data = rig.vfs.try_read(again.handle, 0, 10).unwrap().unwrap();
+        assert_eq!(&data[..], b"mine", "the kernel has forgotten them");
         rig.vfs.drop_handle(again.handle);
         rig.mem.foreign_write(id, 0, b"your");
         let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
@@ -452,6 +460,67 @@ fn a_file_whose_locks_went_with_the_session_fails_until_it_is_closed() {
 }
 
 #[test]
+fn a_file_fails_for_a_lost_lock_until_its_holder_closes() {
+    run(async {
+        let rig = rig();
+        let (id, handle) = rig.create("a").await;
+        let lock = |owner| LockRequest {
+            id,
+            owner,
+            start: 0,
+            end: 9,
+            kind: LockKind::Read,
+            pid: 1,
+            wait: false,
+        };
+        for owner in [3, 4] {
+            let granted = rig.vfs.lock(root(), lock(owner), &Leaver).await;
+            assert_eq!(granted, Ok(()));
+        }
+        rig.mem.lose_lock(id, 4);
+        let eio = Err(Errno::EIO);
+        assert_eq!(rig.vfs.try_write(handle, 0, b"x", how(0)), Some(eio));
+        assert_eq!(rig.vfs.lock(root(), lock(5), &Leaver).await, eio);
+        rig.vfs.flush(root(), handle, 3).await.unwrap();
+        assert_eq!(rig.vfs.try_write(handle, 0, b"x", how(0)), Some(eio));
+        rig.vfs.flush(root(), handle, 4).await.unwrap();
+        assert_eq!(rig.vfs.try_write(handle, 0, b"x", how(0)), Some(Ok(())));
+    });
+}
+
+/// A lock caller that has time.
+struct Stayer;
+
+impl Waiter for Stayer {
+    fn wants_to_leave(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_wait_that_the_set_has_forgotten_is_asked_for_again() {
+    run(async {
+        let rig = rig();
+        let (id, _handle) = rig.create("a").await;
+        rig.mem.log();
+        let request = LockRequest {
+            id,
+            owner: 7,
+            start: 0,
+            end: 9,
+            kind: LockKind::Write,
+            pid: 1,
+            wait: true,
+        };
+        use LockOutcome::{Busy, Granted, Queued};
+        rig.mem.answer_lock_waits(&[Granted, Queued, Busy, Queued]);
+        let granted = rig.vfs.lock(root(), request.clone(), &Stayer).await;
+        assert_eq!(granted, Ok(()));
+        assert_eq!(rig.mem.log(), ["lock Write", "lock Write"]);
+    });
+}
+
+#[test]
 fn a_lock_drops_pages_that_another_client_outdated() {
     run(async {
         let rig = rig();
@@ -501,6 +570,24 @@ fn listings_continue_where_the_kernel_had_no_room() {
         }
         assert_eq!(names, ["a", "b", "c", "d", "e", "f", "g"]);
         assert_eq!(rig.mem.log(), ["readdir", "readdir"]);
+    });
+}
+
+#[test]
+fn the_end_of_a_listing_is_not_asked_for_again_without_attributes() {
+    run(async {
+        let rig = rig();
+        let (_, handle) = rig.create("a").await;
+        rig.vfs.drop_handle(handle);
+        let dir = rig.vfs.open_dir(root(), InodeId::ROOT);
+        rig.mem.log();
+        let mut piece = rig.vfs.readdir(dir, 0, true).await.unwrap();
+        assert!(piece.end);
+        let after = piece.entries.drain(..).next_back().unwrap().offset;
+        rig.vfs.unread(dir, after, true, piece);
+        let rest = rig.vfs.readdir(dir, after, false).await.unwrap();
+        assert!(rest.entries.is_empty() && rest.end);
+        assert_eq!(rig.mem.log(), ["readdir"]);
     });
 }
 

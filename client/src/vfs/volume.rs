@@ -8,9 +8,10 @@ use mortar_protocol::attr::{Attr, Cred, Time};
 use mortar_protocol::fop::{LockHeld, LockOutcome, LockRequest};
 use mortar_protocol::ids::{InodeId, SessionId};
 
-use super::backend::Backend;
+use super::backend::{Backend, SentAhead};
 use crate::volume::{
-    Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space, Volume,
+    Changed, FileOp, Found, Listing, LockLoss, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
+    Volume,
 };
 
 impl Backend for Volume {
@@ -114,6 +115,10 @@ impl Backend for Volume {
         self.change(cred, id, ops, time, sync)
     }
 
+    fn send_ahead(&self, id: InodeId, ops: &[FileOp]) -> Option<SentAhead> {
+        Self::send_ahead(self, id, ops).map(|sent| Box::new(sent) as SentAhead)
+    }
+
     fn copy(
         &self,
         cred: Cred,
@@ -174,6 +179,10 @@ impl Backend for Volume {
 
     fn set_open_check(&self, check: OpenCheck) {
         self.set_open_check(check);
+    }
+
+    fn set_lock_loss(&self, told: LockLoss) {
+        self.set_lock_loss(told);
     }
 
     fn shard_size(&self) -> u64 {

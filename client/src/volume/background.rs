@@ -1,16 +1,19 @@
-//! What goes on without being asked: renewal of the session, and removal of what nobody holds open any more.
+//! What goes on without being asked: renewal of the session, removal of what nobody holds open any more, and the end of
+//! transactions whose clients are gone.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use mortar_protocol::attr::Cred;
 use mortar_protocol::error::Fault;
-use mortar_protocol::fop::{Cut, Part};
-use mortar_protocol::ids::InodeId;
+use mortar_protocol::fop::{Cut, Fop, LeftTxn, Part};
+use mortar_protocol::ids::{InodeId, SetIndex};
 
 use super::txn::Shares;
 use super::{Inner, Volume};
+use crate::remote::Renewal;
 
 /// Sets notice a client's silence after 20 s.
 const RENEWAL: Duration = Duration::from_secs(1);
@@ -35,17 +38,58 @@ async fn renew(weak: &Weak<Inner>) -> bool {
         return false;
     };
     let check = volume.0.open_check.read().clone();
-    for (_, files) in volume.0.cluster.renew(&check).await {
-        for (id, _) in files {
-            if let Err(fault) = volume.purge(id).await {
-                tracing::debug!(%id, ?fault, "a removed file's shards stay until the next round");
-            }
-        }
+    let renewals = volume.0.cluster.renew(&check).await;
+    let told = volume.0.lock_loss.read().clone();
+    for (id, owner) in renewals.iter().flat_map(|renewal| &renewal.lost) {
+        told(*id, *owner);
+    }
+    let asked = renewals
+        .iter()
+        .any(|renewal| !renewal.garbage.is_empty() || !renewal.left.is_empty());
+    // Not awaited: a set that is away must not keep the session from being renewed on the others.
+    if asked && !volume.0.at_chores.swap(true, Ordering::Relaxed) {
+        let env = volume.env().clone();
+        env.spawn(Box::pin(async move {
+            volume.do_chores(renewals).await;
+            volume.0.at_chores.store(false, Ordering::Relaxed);
+        }));
     }
     true
 }
 
 impl Volume {
+    /// What sets ask any client to do.
+    async fn do_chores(&self, renewals: Vec<Renewal>) {
+        for renewal in renewals {
+            for (id, _) in renewal.garbage {
+                if let Err(fault) = self.purge(id).await {
+                    tracing::debug!(%id, ?fault, "a removed file's shards stay until the next round");
+                }
+            }
+            for left in renewal.left {
+                if let Err(fault) = self.resolve_left(renewal.set, &left).await {
+                    tracing::debug!(?left, ?fault, "it stays until the next round");
+                }
+            }
+        }
+    }
+
+    /// Brings a transaction to its end that an ended session has left.
+    async fn resolve_left(&self, index: SetIndex, left: &LeftTxn) -> Result<(), Fault> {
+        let set = self.set(index);
+        match left {
+            // Nobody is at work on it: its age does not matter.
+            LeftTxn::Intent { txn, decider } => self.clear(&set, *txn, *decider, u32::MAX).await,
+            LeftTxn::Decided { txn, sets } => {
+                for other in sets {
+                    let finish = Fop::Finish { txn: *txn };
+                    self.txn_step(&self.set(*other), finish).await?;
+                }
+                self.txn_step(&set, Fop::Forget { txn: *txn }).await
+            }
+        }
+    }
+
     /// Removes an unlinked file of several shards: first its shards on the other sets, then the rest.
     async fn purge(&self, id: InodeId) -> Result<(), Fault> {
         let info = self.info();

@@ -2,6 +2,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -9,6 +11,7 @@ use mortar_protocol::attr::{Attr, Cred, Time};
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{Fop, Reply, TxnStatus};
 use mortar_protocol::ids::{SetIndex, TxnId};
+use tokio::sync::Notify;
 
 use super::Volume;
 use super::txn::{Resolve, Shares, Step, Txn, resolve};
@@ -20,6 +23,44 @@ const LOOKS: usize = 200;
 
 /// Something to be looked at between the first preparation and the rest.
 pub(super) type Check<'a> = Pin<Box<dyn Future<Output = Res<()>> + Send + 'a>>;
+
+/// Transactions that are decided and not finished everywhere.
+#[derive(Default)]
+pub(super) struct Finishing {
+    running: AtomicUsize,
+    ended: Notify,
+}
+
+/// One of them, until it is dropped.
+struct Running(Arc<Finishing>);
+
+impl Running {
+    fn of(all: &Arc<Finishing>) -> Self {
+        all.running.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(all))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.ended.notify_waiters();
+    }
+}
+
+impl Finishing {
+    /// Until there is none.
+    pub(super) async fn all(&self) {
+        loop {
+            let mut ended = std::pin::pin!(self.ended.notified());
+            ended.as_mut().enable();
+            if self.running.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+}
 
 /// An answer that does not belong to its request.
 pub(super) fn unexpected(reply: &Reply) -> Errno {
@@ -58,7 +99,7 @@ impl Volume {
     }
 
     /// Finishes or aborts a transaction whose intent is in the way on `set`, or waits a little.
-    async fn clear(
+    pub(super) async fn clear(
         &self,
         set: &Set,
         txn: TxnId,
@@ -100,7 +141,7 @@ impl Volume {
         }
     }
 
-    async fn txn_step(&self, set: &Set, fop: Fop) -> Result<(), Fault> {
+    pub(super) async fn txn_step(&self, set: &Set, fop: Fop) -> Result<(), Fault> {
         let durable = !matches!(fop, Fop::Forget { .. });
         let mut call = set.request(
             fop,
@@ -213,7 +254,9 @@ impl Volume {
     /// The outcome is certain; the other sets learn it in the background, or by whoever meets the intent.
     fn finish_later(&self, txn: &Txn, sets: Vec<SetIndex>) {
         let (volume, id, decider) = (self.clone(), txn.id, txn.decider);
+        let running = Running::of(&self.0.finishing);
         self.env().spawn(Box::pin(async move {
+            let _running = running;
             let finishes = sets.into_iter().map(|index| {
                 let volume = volume.clone();
                 async move {
@@ -226,10 +269,7 @@ impl Volume {
             if done.iter().all(Result::is_ok) {
                 let set = volume.set(decider);
                 if let Err(fault) = volume.txn_step(&set, Fop::Forget { txn: id }).await {
-                    tracing::debug!(
-                        ?fault,
-                        "the record of a transaction stays until the session ends"
-                    );
+                    tracing::debug!(?fault, "the record of a transaction stays for a while");
                 }
             }
         }));

@@ -20,6 +20,10 @@ use crate::remote::{How, Piece, Set};
 
 /// How often an entry is made again because the file was cut, or a stage was missing.
 const AGAIN: usize = 8;
+/// How often appended data goes to the end of the file as it was last seen, before it is split.
+const RACES: usize = 4;
+/// The same for data that cannot be split.
+const RACES_WHOLE: usize = 64;
 
 /// What the replies to the parts of a change add up to.
 #[derive(Default)]
@@ -244,16 +248,12 @@ impl Volume {
             return self.run_cut(order, *size, sum).await;
         }
         let appended = appended(ops);
-        let grown;
-        let mut ops = ops;
         if appended > 0 && !self.fits(order.id, appended) {
-            grown = self.grow(order, ops, appended, sum).await?;
-            ops = &grown;
+            return self.append_far(order, ops, sum, sync).await;
         }
         match self.run_plan(order, ops, sum, sync, dir_times).await {
             Err(Fault::Refused(Errno::E2BIG)) if has_append(ops) => {
-                let grown = self.grow(order, ops, appended, sum).await?;
-                self.run_plan(order, &grown, sum, sync, dir_times).await
+                self.append_far(order, ops, sum, sync).await
             }
             Err(Fault::Refused(Errno::EAGAIN)) if has_truncate(ops) => {
                 // It has, or had, several shards: look, then one by one.
@@ -303,32 +303,102 @@ impl Volume {
         appended <= MAX_INLINE && !full
     }
 
+    /// Appends more than an entry holds inline, or beyond the first shard: in one entry all the same if one set has it
+    /// all, made on condition that the file still ends where the data was laid.
+    async fn append_far(
+        &self,
+        order: &Order<'_>,
+        ops: &[FileOp],
+        sum: &mut Sum,
+        sync: bool,
+    ) -> Result<(), Fault> {
+        let many = ops.iter().filter(|op| is_append(op)).count() > 1;
+        for _ in 0..if many { RACES } else { RACES_WHOLE } {
+            let at = self.attr_and_cut(order.id).await?.0.size;
+            let writes = writes_at(ops, at);
+            self.check_sizes(&writes)?;
+            let Some(entry) = self.one_entry(order.id, &writes, at)? else {
+                break;
+            };
+            let home = self.inode_set(order.id);
+            match self.entry(order, &home, true, &entry, sync, sum).await {
+                Err(Fault::Refused(Errno::EAGAIN)) => {}
+                Ok(()) => {
+                    sum.appended_at = sum.appended_at.or(Some(at));
+                    return Ok(());
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        if many {
+            // Each is to be whole, and may have others' data between it and the next.
+            for (at, op) in ops.iter().enumerate() {
+                let last = at + 1 == ops.len();
+                let one = std::slice::from_ref(op);
+                self.run_again(order, one, sum, sync && last).await?;
+            }
+            return Ok(());
+        }
+        let writes = self.grow(order, ops, sum).await?;
+        self.run_plan(order, &writes, sum, sync, None).await
+    }
+
+    /// A part of a run.
+    fn run_again<'a>(
+        &'a self,
+        order: &'a Order<'_>,
+        ops: &'a [FileOp],
+        sum: &'a mut Sum,
+        sync: bool,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Fault>> + Send + 'a>> {
+        Box::pin(self.run(order, ops, sum, sync, None))
+    }
+
+    /// Writes at the end of a file as one entry of its inode's set, if that is possible.
+    fn one_entry(
+        &self,
+        id: InodeId,
+        writes: &[FileOp],
+        size: u64,
+    ) -> Result<Option<Vec<Planned>>, Fault> {
+        let info = self.info();
+        let place = Place {
+            id,
+            layout: &info.layout,
+            shard_size: info.shard_size,
+        };
+        let plan = place.plan(writes).ok_or(Fault::Refused(Errno::EFBIG))?;
+        if !plan.others.is_empty() {
+            return Ok(None);
+        }
+        let mut ops = vec![Planned::Op(InodeOp::SizeIs { size })];
+        ops.extend(plan.first);
+        let mut entries = plan::entries(ops);
+        Ok(match entries.len() {
+            1 => entries.pop(),
+            _ => None,
+        })
+    }
+
     /// Makes room at the end of the file, and writes of the appends.
     async fn grow(
         &self,
         order: &Order<'_>,
         ops: &[FileOp],
-        appended: usize,
         sum: &mut Sum,
     ) -> Result<Vec<FileOp>, Fault> {
         let grow = Planned::Op(InodeOp::Grow {
-            len: appended as u64,
+            len: appended(ops) as u64,
         });
         let home = self.inode_set(order.id);
-        self.entry(order, &home, true, &[grow], false, sum).await?;
-        let mut at = sum.appended_at.ok_or(Fault::Protocol)?;
-        Ok(ops
-            .iter()
-            .map(|op| match op {
-                FileOp::Append { data } => {
-                    let offset = at;
-                    at += data.len() as u64;
-                    let data = data.clone();
-                    FileOp::Write { offset, data }
-                }
-                other => other.clone(),
-            })
-            .collect())
+        let mut grown = Sum::default();
+        self.entry(order, &home, true, &[grow], false, &mut grown)
+            .await?;
+        let at = grown.appended_at.ok_or(Fault::Protocol)?;
+        if let (Some((before, _)), attr) = (grown.counters, grown.attr) {
+            sum.add(before, attr, Some(at));
+        }
+        Ok(writes_at(ops, at))
     }
 
     async fn run_plan(
@@ -415,8 +485,14 @@ impl Volume {
         sum: &mut Sum,
     ) -> Result<(), Fault> {
         let id = order.id;
-        let mut pieces = name_pieces(set, planned);
-        let mut sent = pieces.is_empty();
+        let (mut pieces, mut sent) = match self.0.ahead.take(planned).await {
+            Some(pieces) => (pieces, true),
+            None => {
+                let pieces = name_pieces(set, planned);
+                let none = pieces.is_empty();
+                (pieces, none)
+            }
+        };
         for _ in 0..AGAIN {
             if !sent {
                 match set.stage(&pieces).await {
@@ -490,8 +566,26 @@ fn appended(ops: &[FileOp]) -> usize {
         .sum()
 }
 
+fn is_append(op: &FileOp) -> bool {
+    matches!(op, FileOp::Append { .. })
+}
+
 fn has_append(ops: &[FileOp]) -> bool {
-    ops.iter().any(|op| matches!(op, FileOp::Append { .. }))
+    ops.iter().any(is_append)
+}
+
+/// The operations with writes from `at` on in place of the appends.
+fn writes_at(ops: &[FileOp], mut at: u64) -> Vec<FileOp> {
+    let write = |op: &FileOp| match op {
+        FileOp::Append { data } => {
+            let offset = at;
+            at += data.len() as u64;
+            let data = data.clone();
+            FileOp::Write { offset, data }
+        }
+        other => other.clone(),
+    };
+    ops.iter().map(write).collect()
 }
 
 fn has_truncate(ops: &[FileOp]) -> bool {
@@ -499,7 +593,7 @@ fn has_truncate(ops: &[FileOp]) -> bool {
 }
 
 /// Names for the staged pieces, in order.
-fn name_pieces(set: &Set, planned: &[Planned]) -> Vec<Piece> {
+pub(super) fn name_pieces(set: &Set, planned: &[Planned]) -> Vec<Piece> {
     let staged = planned.iter().filter_map(|op| match op {
         Planned::Staged { data, .. } => Some(data.clone()),
         _ => None,

@@ -18,6 +18,7 @@
 //! its data) on the set of its own id, further shards on the sets of theirs. What touches one set is one entry of its
 //! log; what touches several is a transaction ([`txn`]).
 
+mod ahead;
 mod background;
 mod call;
 mod change;
@@ -37,13 +38,15 @@ mod truncate;
 pub mod txn;
 mod types;
 
-pub use crate::remote::ConnectError;
+pub use crate::remote::{ConnectError, LockLoss};
+pub use ahead::KeptAhead;
 pub use types::{
     Changed, FileOp, Found, Listing, NewInode, OpenCheck, Opened, RenameMode, Res, Space,
 };
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use mortar_protocol::env::Env;
@@ -53,13 +56,17 @@ use mortar_protocol::transport::Transport;
 use mortar_protocol::view::VolumeInfo;
 use parking_lot::RwLock;
 
-use crate::remote::{Cluster, Set, SetState};
+use crate::remote::{Cluster, Set, SetState, within};
+use ahead::Ahead;
+use call::Finishing;
 use files::Files;
 use hints::{Dirs, Names, Parents};
 use paths::Opens;
 
 /// Connecting gives up after this: a mount of a server that is not there fails within 5 s.
 const CONNECT: Duration = Duration::from_secs(4);
+/// Closing waits so long for transactions to be finished.
+const FINISH: Duration = Duration::from_secs(2);
 
 /// A connected volume. See the module.
 #[derive(Clone)]
@@ -67,12 +74,17 @@ pub struct Volume(Arc<Inner>);
 
 struct Inner {
     cluster: Arc<Cluster>,
+    ahead: Arc<Ahead>,
     names: Names,
     parents: Parents,
     dirs: Dirs,
     files: Files,
     opens: Arc<Opens>,
     open_check: RwLock<OpenCheck>,
+    lock_loss: RwLock<LockLoss>,
+    /// Chores for the sets are being done.
+    at_chores: AtomicBool,
+    finishing: Arc<Finishing>,
 }
 
 impl std::fmt::Debug for Volume {
@@ -98,12 +110,16 @@ impl Volume {
         let check = Arc::clone(&opens);
         let volume = Self(Arc::new(Inner {
             cluster,
+            ahead: Arc::default(),
             names: Names::default(),
             parents: Parents::default(),
             dirs: Dirs::default(),
             files: Files::default(),
             opens,
             open_check: RwLock::new(Arc::new(move |id| check.is_open(id))),
+            lock_loss: RwLock::new(Arc::new(|_, _| {})),
+            at_chores: AtomicBool::new(false),
+            finishing: Arc::default(),
         }));
         // The root's set must answer; a daemon that has just started may need a moment.
         loop {
@@ -117,8 +133,11 @@ impl Volume {
         Ok(volume)
     }
 
-    /// Ends the session on all sets. What was not answered by then may or may not have been done.
+    /// Ends the session on all sets, once the sets have heard how its transactions ended (or after a while: others tell
+    /// them then). What was not answered by then may or may not have been done.
     pub async fn close(&self) {
+        let finished = self.0.finishing.all();
+        let _ = within(self.env(), FINISH, finished).await;
         self.0.cluster.close().await;
     }
 
@@ -143,6 +162,12 @@ impl Volume {
     pub fn set_open_check(&self, check: OpenCheck) {
         let own = Arc::clone(&self.0.opens);
         *self.0.open_check.write() = Arc::new(move |id| own.is_open(id) || check(id));
+    }
+
+    /// Says whom to tell of locks that a set has lost, by inode and owner: their holder must not go on as if it had
+    /// them.
+    pub fn set_lock_loss(&self, told: LockLoss) {
+        *self.0.lock_loss.write() = told;
     }
 
     /// Size of a shard in bytes: files up to it lie on one set.

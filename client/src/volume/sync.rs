@@ -1,6 +1,5 @@
 //! fsync, and what concerns the volume as a whole.
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use mortar_protocol::attr::{Attr, Cred};
 use mortar_protocol::error::Fault;
@@ -10,7 +9,7 @@ use mortar_protocol::ids::InodeId;
 use super::Volume;
 use super::call::unexpected;
 use super::types::{Res, Space};
-use crate::remote::How;
+use crate::remote::{Answered, How};
 
 impl Volume {
     /// Flushes everything this client did to the inode, or was shown of it, and all names it made or was shown.
@@ -81,11 +80,11 @@ impl Volume {
     /// # Errors
     /// EDEADLK, ENOLCK.
     pub async fn lock(&self, cred: Cred, request: LockRequest) -> Res<(LockOutcome, Option<Attr>)> {
-        let id = request.id;
-        self.locked(cred, id, Fop::Lock(request)).await
+        let set = self.inode_set(request.id);
+        locked(set.lock(request, by(cred)).await)
     }
 
-    /// Waits, at most about a second, for a queued lock.
+    /// Waits, at most about a second, for a queued lock. `Busy`: it is not queued any more, to be asked for again.
     ///
     /// # Errors
     /// ENOTCONN.
@@ -94,20 +93,8 @@ impl Volume {
         cred: Cred,
         request: LockRequest,
     ) -> Res<(LockOutcome, Option<Attr>)> {
-        let id = request.id;
-        self.locked(cred, id, Fop::LockWait(request)).await
-    }
-
-    async fn locked(&self, cred: Cred, id: InodeId, fop: Fop) -> Res<(LockOutcome, Option<Attr>)> {
-        let how = How {
-            cred,
-            durable: false,
-        };
-        let answered = self.ask(&self.inode_set(id), fop, how, Bytes::new()).await;
-        match answered.map_err(|fault| fault.errno())?.reply {
-            Reply::Locked { outcome, attr } => Ok((outcome, attr)),
-            other => Err(unexpected(&other)),
-        }
+        let set = self.inode_set(request.id);
+        locked(set.lock_wait(request, by(cred)).await)
     }
 
     /// The lock that would conflict.
@@ -120,5 +107,19 @@ impl Volume {
             Reply::Lock(held) => Ok(held),
             other => Err(unexpected(&other)),
         }
+    }
+}
+
+fn by(cred: Cred) -> How {
+    How {
+        cred,
+        durable: false,
+    }
+}
+
+fn locked(answered: Result<Answered, Fault>) -> Res<(LockOutcome, Option<Attr>)> {
+    match answered.map_err(|fault| fault.errno())?.reply {
+        Reply::Locked { outcome, attr } => Ok((outcome, attr)),
+        other => Err(unexpected(&other)),
     }
 }

@@ -7,12 +7,13 @@ use mortar_protocol::ids::{InodeId, SetIndex};
 
 use super::Volume;
 use super::call::unexpected;
-use super::make::AGAIN;
 use super::txn::Shares;
 use crate::remote::How;
 
 /// Shards looked at one by one to tell where their blocks lie.
 const COUNTED: u64 = 65_536;
+/// How often a truncation is made again because another change of the size came in between.
+const AGAIN: usize = 64;
 
 impl Volume {
     /// Sets the size of a file that has or had several shards. Gives its counter before, and its attributes.
@@ -26,8 +27,8 @@ impl Volume {
         for _ in 0..AGAIN {
             let (attr, cut) = self.attr_and_cut(id).await?;
             if size >= attr.size {
-                match self.raise(cred, id, size, cut, time).await {
-                    Err(Fault::Refused(Errno::ESTALE)) => continue,
+                match self.raise(cred, &attr, size, cut, time).await {
+                    Err(Fault::Refused(Errno::ESTALE | Errno::EAGAIN)) => continue,
                     outcome => return outcome,
                 }
             }
@@ -107,21 +108,23 @@ impl Volume {
         blocks as u64
     }
 
-    /// Raises the size: no shard loses anything.
+    /// Raises the size, if it is still what `attr` says: no shard loses anything.
     async fn raise(
         &self,
         cred: &Cred,
-        id: InodeId,
+        attr: &Attr,
         size: u64,
         cut: Cut,
         time: Time,
     ) -> Result<(u64, Attr), Fault> {
+        let id = attr.gfid.id;
+        let known = InodeOp::SizeIs { size: attr.size };
         let fop = Fop::Change(Change {
             id,
             inode: true,
             cut,
             time,
-            ops: vec![InodeOp::Extend { size }, InodeOp::Modified],
+            ops: vec![known, InodeOp::Extend { size }, InodeOp::Modified],
         });
         let how = How {
             cred: cred.clone(),

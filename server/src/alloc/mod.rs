@@ -4,8 +4,17 @@
 //! 128 MiB) and what is *busy* in memory: that, stages not attached yet, chunks of the tree itself, and freed blocks
 //! that the last durable checkpoint still refers to. Blocks are handed out only if they are not busy, so a block that
 //! was freed is used again only after a durable checkpoint without it, and after every read that may still look at it.
+//!
+//! Whole chunks are set aside for the tree, which data never touches: a full brick has no 16 free blocks in a row, but
+//! the tree must still be able to grow, also to remove something.
 
+mod regions;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
+
+pub use regions::REGION_BLOCKS;
+use regions::Regions;
 
 /// Blocks of a segment (128 MiB).
 pub const SEGMENT_BLOCKS: u64 = 32_768;
@@ -48,17 +57,21 @@ impl Bitmap {
             .is_some_and(|word| word >> (block % 64) & 1 == 1)
     }
 
-    fn put(&mut self, block: u64, value: bool) {
-        if let Some(word) = self.words.get_mut((block / 64) as usize) {
-            let bit = 1 << (block % 64);
-            if value && *word & bit == 0 {
-                *word |= bit;
-                self.set += 1;
-            } else if !value && *word & bit != 0 {
-                *word &= !bit;
-                self.set -= 1;
+    /// Sets a bit; tells whether that changed it.
+    fn put(&mut self, block: u64, value: bool) -> bool {
+        let Some(word) = self.words.get_mut((block / 64) as usize) else {
+            return false;
+        };
+        let bit = 1 << (block % 64);
+        let changed = (*word & bit != 0) != value;
+        if changed {
+            *word ^= bit;
+            match value {
+                true => self.set += 1,
+                false => self.set -= 1,
             }
         }
+        changed
     }
 
     /// Next clear bit at or after `from`, below `end`.
@@ -99,6 +112,12 @@ pub struct Allocator {
     waiting: u64,
     token: Arc<()>,
     cursor: u64,
+    /// Chunks set aside for the tree, busy, by first block.
+    aside: BTreeSet<u64>,
+    /// Free blocks whose space is being given back to the host, busy.
+    returning: u64,
+    /// What has space on the host, where that is a question.
+    regions: Option<Regions>,
 }
 
 impl Allocator {
@@ -117,7 +136,117 @@ impl Allocator {
             waiting: 0,
             token: Arc::new(()),
             cursor: 0,
+            aside: BTreeSet::new(),
+            returning: 0,
+            regions: None,
         }
+    }
+
+    /// From now on data goes only where the host has promised space. Before anything is loaded.
+    pub fn track_host(&mut self) {
+        self.regions = Some(Regions::new(self.blocks));
+    }
+
+    fn set_busy(&mut self, block: u64, busy: bool) {
+        if self.busy.put(block, busy)
+            && let Some(regions) = &mut self.regions
+        {
+            regions.changed(block, busy);
+        }
+    }
+
+    /// Blocks that are set aside for the tree.
+    pub fn aside(&self) -> u64 {
+        self.aside.len() as u64 * u64::from(CHUNK_BLOCKS)
+    }
+
+    /// Blocks that data can be written to now: free, not set aside, and with space on the host.
+    pub fn ready(&self) -> u64 {
+        match &self.regions {
+            Some(regions) => regions.backed_free(),
+            None => self.blocks - self.busy.set,
+        }
+    }
+
+    /// Regions for which the host is to promise space next, as (first, number), at most `most`.
+    pub fn next_unbacked(&self, most: usize) -> Option<(usize, usize)> {
+        self.regions.as_ref()?.next_unbacked(most)
+    }
+
+    /// Whether the host has promised space for a block.
+    pub fn is_backed(&self, block: u64) -> bool {
+        self.regions
+            .as_ref()
+            .is_none_or(|regions| regions.is_backed(block))
+    }
+
+    /// The host has promised space for these regions.
+    pub fn back(&mut self, first: usize, count: usize) {
+        if let Some(regions) = &mut self.regions {
+            regions.back(first, count);
+        }
+    }
+
+    /// Regions whose space can be given back to the host, as long as `keep` free blocks stay ready. They are not used
+    /// until [`Allocator::returned`].
+    pub fn take_free_regions(&mut self, keep: u64) -> Vec<usize> {
+        self.sweep();
+        let regions = self.regions.as_mut();
+        let taken = regions.map(|regions| regions.take_free(keep));
+        let taken = taken.unwrap_or_default();
+        self.returning += self.mark_regions(&taken, true);
+        taken
+    }
+
+    /// The space of these regions has been given back.
+    pub fn returned(&mut self, list: &[usize]) {
+        self.returning -= self.mark_regions(list, false);
+        if let Some(regions) = &mut self.regions {
+            regions.returned(list);
+        }
+    }
+
+    fn mark_regions(&mut self, list: &[usize], busy: bool) -> u64 {
+        let before = self.busy.set;
+        for region in list {
+            let first = *region as u64 * REGION_BLOCKS;
+            for block in first..self.blocks.min(first + REGION_BLOCKS) {
+                self.busy.put(block, busy);
+            }
+        }
+        self.busy.set.abs_diff(before)
+    }
+
+    /// Up to which region the host has promised space.
+    pub fn backed_end(&self) -> usize {
+        let regions = self.regions.as_ref();
+        regions.map_or(0, |regions| (regions.end() / REGION_BLOCKS) as usize)
+    }
+
+    /// The topmost whole free chunk.
+    pub fn free_chunk_at_top(&self) -> Option<u64> {
+        let per_word = 64 / CHUNK_BLOCKS;
+        let words = self.busy.words.iter().enumerate().rev();
+        for (at, word) in words.filter(|(_, word)| **word != u64::MAX) {
+            for part in (0..per_word).rev() {
+                let start = at as u64 * 64 + u64::from(part * CHUNK_BLOCKS);
+                let chunk = Run {
+                    start,
+                    len: CHUNK_BLOCKS,
+                };
+                if word >> (part * CHUNK_BLOCKS) & 0xffff == 0 && self.contains(chunk) {
+                    return Some(start);
+                }
+            }
+        }
+        None
+    }
+
+    /// Sets a free chunk aside for the tree.
+    pub fn set_aside(&mut self, start: u64) {
+        let len = CHUNK_BLOCKS;
+        self.hold(Run { start, len });
+        self.aside.insert(start);
     }
 
     /// Number of blocks in all.
@@ -125,9 +254,9 @@ impl Allocator {
         self.blocks
     }
 
-    /// Blocks that can be handed out now.
+    /// Blocks that can be handed out now, to data or to the tree.
     pub fn free_now(&self) -> u64 {
-        self.blocks - self.busy.set
+        self.blocks - self.busy.set + self.aside() + self.returning
     }
 
     /// Blocks that can be handed out now or after the next checkpoint.
@@ -151,7 +280,7 @@ impl Allocator {
                     return Err(DamagedBitmap(segment));
                 }
                 self.tree.put(block, true);
-                self.busy.put(block, true);
+                self.set_busy(block, true);
             }
         }
         Ok(())
@@ -160,14 +289,15 @@ impl Allocator {
     /// Hands out `blocks` blocks in as few runs as it finds (of up to [`MAX_RUN`] each); nothing if they are not there.
     pub fn allocate(&mut self, blocks: u32) -> Option<Vec<Run>> {
         self.sweep();
-        if u64::from(blocks) > self.free_now() {
+        if u64::from(blocks) > self.ready() {
             return None;
         }
+        let end = self.regions.as_ref().map_or(self.blocks, Regions::end);
         let mut runs = Vec::new();
         let mut left = blocks;
         let mut wrapped = false;
         while left > 0 {
-            let Some(start) = self.busy.next_clear(self.cursor, self.blocks) else {
+            let Some(start) = self.busy.next_clear(self.cursor, end) else {
                 if wrapped {
                     runs.iter().for_each(|run| self.release(*run));
                     return None;
@@ -176,10 +306,19 @@ impl Allocator {
                 self.cursor = 0;
                 continue;
             };
+            let usable = self
+                .regions
+                .as_ref()
+                .map_or(start, |regions| regions.skip(start));
+            if usable != start {
+                self.cursor = usable;
+                continue;
+            }
             let mut len = 0;
             while len < left.min(MAX_RUN)
-                && start + u64::from(len) < self.blocks
+                && start + u64::from(len) < end
                 && !self.busy.get(start + u64::from(len))
+                && self.is_backed(start + u64::from(len))
             {
                 len += 1;
             }
@@ -192,26 +331,21 @@ impl Allocator {
         Some(runs)
     }
 
-    /// Hands out one aligned chunk of 16 blocks from the top end; gives its first block.
+    /// Hands out one aligned chunk of 16 blocks, of those set aside if there are any; gives its first block.
     pub fn allocate_chunk(&mut self) -> Option<u64> {
         self.sweep();
-        let step = u64::from(CHUNK_BLOCKS);
-        let mut at = self.blocks / step;
-        while at > 0 {
-            at -= 1;
-            let start = at * step;
-            let word = self.busy.words[(start / 64) as usize] >> (start % 64) & 0xffff;
-            if word == 0 {
-                self.hold_chunk(start);
-                return Some(start);
-            }
+        if let Some(start) = self.aside.pop_last() {
+            self.tree_blocks += u64::from(CHUNK_BLOCKS);
+            return Some(start);
         }
-        None
+        let start = self.free_chunk_at_top()?;
+        self.hold_chunk(start);
+        Some(start)
     }
 
     fn mark(&mut self, run: Run, busy: bool) {
         for block in run.start..run.start + u64::from(run.len) {
-            self.busy.put(block, busy);
+            self.set_busy(block, busy);
         }
     }
 
@@ -245,7 +379,7 @@ impl Allocator {
     pub fn attach(&mut self, run: Run) {
         for block in run.start..run.start + u64::from(run.len) {
             self.tree.put(block, true);
-            self.busy.put(block, true);
+            self.set_busy(block, true);
             self.dirty[(block / SEGMENT_BLOCKS) as usize] = true;
         }
     }
@@ -361,6 +495,61 @@ mod tests {
         drop(pin);
         assert_eq!(alloc.allocate(3).unwrap(), vec![Run { start: 5, len: 3 }]);
         assert_eq!(alloc.allocate(1), None, "freed after the checkpoint began");
+    }
+
+    #[test]
+    fn what_is_set_aside_is_the_trees_alone() {
+        let mut alloc = Allocator::new(100);
+        for _ in 0..2 {
+            let start = alloc.free_chunk_at_top().unwrap();
+            alloc.set_aside(start);
+        }
+        assert_eq!((alloc.free(), alloc.aside(), alloc.ready()), (100, 32, 68));
+        assert_eq!(alloc.allocate(69), None);
+        let runs = alloc.allocate(68).unwrap();
+        runs.iter().for_each(|run| alloc.attach(*run));
+        // Every second block is free: no chunk is left but those.
+        (0..64)
+            .step_by(2)
+            .for_each(|start| alloc.free_run(Run { start, len: 1 }));
+        alloc.begin_checkpoint();
+        alloc.checkpoint_done();
+        assert_eq!(alloc.free_chunk_at_top(), None);
+        assert_eq!(alloc.allocate_chunk(), Some(80));
+        assert_eq!(alloc.allocate_chunk(), Some(64));
+        assert_eq!(alloc.allocate_chunk(), None);
+        assert_eq!((alloc.tree_blocks(), alloc.free()), (32, 32));
+    }
+
+    #[test]
+    fn data_goes_only_where_the_host_has_space() {
+        let mut alloc = Allocator::new(10 * REGION_BLOCKS + 10);
+        alloc.track_host();
+        assert_eq!(alloc.allocate(1), None);
+        assert_eq!(alloc.next_unbacked(3), Some((0, 3)));
+        alloc.back(2, 2);
+        alloc.back(10, 1);
+        assert_eq!(alloc.ready(), 2 * REGION_BLOCKS + 10);
+        assert_eq!(alloc.next_unbacked(3), Some((0, 2)));
+        let runs = alloc.allocate(2 * REGION_BLOCKS as u32 + 10).unwrap();
+        let found: Vec<(u64, u32)> = runs.iter().map(|run| (run.start, run.len)).collect();
+        assert_eq!(found, [(512, 256), (768, 256), (2_560, 10)]);
+        assert_eq!((alloc.ready(), alloc.allocate(1)), (0, None));
+        assert_eq!(alloc.take_free_regions(0), [] as [usize; 0]);
+        alloc.release(runs[0]);
+        alloc.release(runs[2]);
+        assert_eq!(alloc.ready(), 266);
+        // The small one may go, both may not.
+        assert_eq!(alloc.take_free_regions(256), [10]);
+        assert_eq!(alloc.ready(), 256);
+        assert_eq!(alloc.take_free_regions(0), [2]);
+        assert_eq!((alloc.ready(), alloc.allocate(1)), (0, None));
+        assert_eq!(alloc.free(), 9 * REGION_BLOCKS + 10);
+        assert_eq!(alloc.free_chunk_at_top(), Some(10 * REGION_BLOCKS - 16));
+        alloc.returned(&[2, 10]);
+        assert_eq!(alloc.free(), 9 * REGION_BLOCKS + 10);
+        assert_eq!(alloc.next_unbacked(10), Some((0, 3)));
+        assert_eq!(alloc.take_free_regions(0), [] as [usize; 0]);
     }
 
     #[test]

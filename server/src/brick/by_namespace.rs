@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use mortar_protocol::attr::Cred;
-use mortar_protocol::entry::{Object, Space};
+use mortar_protocol::entry::{Effect, Object, Space};
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::Fop;
-use mortar_protocol::ids::{InodeId, SessionId, StageId};
+use mortar_protocol::ids::{InodeId, Opening, SessionId, StageId};
 
 use super::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};
 use crate::namespace::{self, Context, State};
@@ -186,6 +186,10 @@ impl Rules for Namespace {
         self.with(state, asked, |state, cx| {
             namespace::execute(state, cx, &Fop::SessionEnd, &Bytes::new()).map(Executed::from)
         })
+    }
+
+    fn opening(&self, opening: Opening, sessions: Vec<SessionId>) -> Effect {
+        namespace::opening(opening, sessions)
     }
 
     fn release(

@@ -19,12 +19,12 @@ use super::storage::NEWEST;
 const MAX_QUEUE: usize = 8_192;
 /// Free bytes of the ring, beyond the request's own, below which a change waits for a checkpoint.
 const RING_RESERVE: u64 = (MAX_INLINE as u64) + (512 << 10);
+/// From this part of the pending map's bound on, flushes follow one another, so that it is never full while they keep up.
+const FLUSH_FROM: usize = 4;
 /// A change waits so long for a stage that is on its way.
 const STAGE_WAIT: Duration = Duration::from_millis(500);
 /// A change waits so long for the one before it.
 const HOLD: Duration = Duration::from_secs(30);
-/// `cluster.open-wait`: a set of too few members makes changes wait so long before they get EROFS.
-const FEW_WAIT: Duration = Duration::from_secs(10);
 /// How often silent sessions are reported.
 const SILENT_EVERY: Duration = Duration::from_secs(5);
 
@@ -79,8 +79,10 @@ impl Brick {
     fn admit(&mut self, queued: &Queued) -> Admission {
         let housekeeping = matches!(queued.call.fop, Fop::SessionBegin | Fop::SessionEnd);
         if !housekeeping && !self.members_enough() {
-            let waited = self.now.since(self.leads_since) >= FEW_WAIT;
-            return if waited {
+            // `cluster.open-wait`: so long do changes wait for members before they get EROFS.
+            let wait = self.shape.as_ref().map_or(0, |shape| shape.open_wait_ms);
+            let wait = Duration::from_millis(wait.into());
+            return if self.now.since(self.leads_since) >= wait {
                 Admission::Refuse(Errno::EROFS)
             } else {
                 Admission::Wait
@@ -88,9 +90,9 @@ impl Brick {
         }
         let body = queued.body.len();
         let (used, bound) = self.storage.pending();
-        if used + body > bound {
+        if used + body > bound / FLUSH_FROM {
             self.log.want_flush(self.log.head().seq);
-            if used > 0 {
+            if used > 0 && used + body > bound {
                 return Admission::Wait;
             }
         }
@@ -147,6 +149,8 @@ impl Brick {
         session.heard = now;
         if matches!(call.fop, Fop::SessionEnd) {
             self.end_session(id);
+            self.ended_by_clients.insert(id);
+            self.ended_is_news = true;
             self.answer_at(self.log.head().seq, queued, Ok(Reply::Done));
             return;
         }
@@ -275,7 +279,7 @@ impl Brick {
                 return;
             }
             Some(_) => {}
-            None if !self.may_begin(id) => {
+            None if !self.is_booked(id) => {
                 self.refuse_now(queued, Fault::UnknownSession);
                 return;
             }
@@ -482,7 +486,7 @@ impl Brick {
         }
     }
 
-    /// Gives up what waited too long; reports silent sessions.
+    /// Gives up what waited too long; reports silent sessions, and those that their clients have ended.
     pub(super) fn tick_calls(&mut self) {
         let now = self.now;
         let mut late: Vec<(Queued, Fault)> = Vec::new();
@@ -511,18 +515,21 @@ impl Brick {
     fn report_silent(&mut self) {
         let Some(shape) = &self.shape else { return };
         let timeout = Duration::from_millis(u64::from(shape.session_timeout_ms));
-        let due = self.now.since(self.silent_reported) >= SILENT_EVERY;
-        if !self.log.leads() || !due || self.now.since(self.leads_since) < timeout {
+        let due = self.ended_is_news || self.now.since(self.silent_reported) >= SILENT_EVERY;
+        if !self.log.leads() || !due {
             return;
         }
         self.silent_reported = self.now;
-        let silent = |session: &super::sessions::Session| self.now.since(session.heard) >= timeout;
-        let sessions: Vec<SessionId> = self
-            .sessions
-            .live()
-            .filter(|(_, session)| silent(session))
-            .map(|(id, _)| id)
-            .collect();
+        self.ended_is_news = false;
+        let mut ended = std::mem::take(&mut self.ended_by_clients);
+        ended.retain(|session| self.is_booked(*session));
+        self.ended_by_clients = ended;
+        let mut sessions: Vec<SessionId> = self.ended_by_clients.iter().copied().collect();
+        if self.now.since(self.leads_since) >= timeout {
+            let live = self.sessions.live();
+            let silent = live.filter(|(_, session)| self.now.since(session.heard) >= timeout);
+            sessions.extend(silent.map(|(id, _)| id));
+        }
         if !sessions.is_empty() {
             self.report(BrickEvent::SilentSessions { sessions });
         }

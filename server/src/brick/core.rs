@@ -34,6 +34,8 @@ pub struct Core {
     rules: Arc<dyn Rules>,
     completions: Arc<Completions>,
     inbox: Vec<Message>,
+    /// Messages of this round that come after the one being handled.
+    left: usize,
     staging: BTreeMap<u64, Staging>,
     next_staging: u64,
     ticked: Option<Mono>,
@@ -50,6 +52,7 @@ impl Core {
             rules,
             completions,
             inbox: Vec::new(),
+            left: 0,
             staging: BTreeMap::new(),
             next_staging: 0,
             ticked: None,
@@ -84,7 +87,10 @@ impl Core {
             }
         }
         for _ in 0..MAX_ROUNDS {
-            for message in std::mem::take(&mut self.inbox) {
+            let messages = std::mem::take(&mut self.inbox);
+            self.left = messages.len();
+            for message in messages {
+                self.left -= 1;
                 self.handle(message, &mut busy);
             }
             while let Some((brick, completion)) = self.completions.pop() {
@@ -133,6 +139,7 @@ impl Core {
         let brick = self.bricks.get_mut(&id)?;
         brick.now = self.now;
         brick.wall = self.wall;
+        brick.more = self.left > 0;
         busy.insert(id);
         Some(brick)
     }

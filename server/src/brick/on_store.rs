@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mortar_protocol::entry::{Entry, Object, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::ids::{Pos, Seq, SessionId, StageId};
+use mortar_protocol::ids::{BrickId, Pos, Seq, SessionId, StageId};
 use mortar_protocol::report::MemberRuns;
 use mortar_protocol::view::View;
 
@@ -28,6 +28,12 @@ fn read_fault(err: &ReadError) -> Fault {
         ReadError::Corrupt | ReadError::Io(_) => Fault::Corrupt,
         ReadError::Metadata(err) => fault(err),
     }
+}
+
+/// Another member may have it; a person should know of it all the same.
+fn log_unreadable(brick: BrickId, object: Object, offset: u64, len: usize, error: &ReadError) {
+    let (file, shard) = (object.id, object.shard);
+    tracing::error!(%brick, %file, shard, offset, len, %error, "data cannot be read");
 }
 
 impl LogReader for Store {
@@ -126,15 +132,23 @@ impl Storage for Store {
         Self::scan(self, from, to, at, f).map_err(|err| fault(&err))
     }
 
-    fn start_read(&self, object: Object, offset: u64, len: usize, at: Seq, done: ReadDone) {
+    fn start_read(&self, range: (Object, u64, usize), at: Seq, idle: bool, done: ReadDone) {
+        let brick = self.superblock().brick;
+        let (object, offset, len) = range;
         let done = Box::new(move |result: Result<Bytes, ReadError>| {
-            done(result.map_err(|err| read_fault(&err)));
+            done(result.map_err(|err| {
+                log_unreadable(brick, object, offset, len, &err);
+                read_fault(&err)
+            }));
         });
-        Self::start_read(self, object, offset, len, at, done);
+        Self::start_read(self, range, at, idle, done);
     }
 
     fn read_now(&self, object: Object, offset: u64, len: usize, at: Seq) -> Result<Bytes, Fault> {
-        Self::read_now(self, object, offset, len, at).map_err(|err| read_fault(&err))
+        Self::read_now(self, object, offset, len, at).map_err(|err| {
+            log_unreadable(self.superblock().brick, object, offset, len, &err);
+            read_fault(&err)
+        })
     }
 
     fn allocated(&self, object: Object, offset: u64, len: u64, at: Seq) -> Result<u64, Fault> {

@@ -98,13 +98,14 @@ impl Brick {
                     flushed,
                     result: Ok(reply),
                 };
+                let idle = self.reading.is_empty() && !self.more;
                 self.reading.insert(ticket, (queued.reply, answer));
                 let (completions, id) = (self.completions.clone(), self.id);
                 let done = move |result| {
                     completions.push(id, Completion::Read { ticket, result });
                 };
                 self.storage
-                    .start_read(object, offset, len, at, Box::new(done));
+                    .start_read((object, offset, len), at, idle, Box::new(done));
             }
             Err(fault) => Self::answer_with(queued, mark, flushed, Err(fault)),
         }

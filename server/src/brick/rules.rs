@@ -106,6 +106,9 @@ pub trait Rules: Send + Sync {
     /// If the state cannot be read.
     fn session_end(&self, state: &StateAt<'_>, asked: &Asked<'_>) -> Result<Executed, Fault>;
 
+    /// What the entry of a view adds whose opening may have lost something, while these sessions are alive.
+    fn opening(&self, opening: Opening, sessions: Vec<SessionId>) -> Effect;
+
     /// What follows from a session's word that it does not use these orphans.
     ///
     /// # Errors

@@ -97,6 +97,8 @@ pub(super) struct Brick {
     pub(super) reads: BTreeMap<Seq, Vec<Queued>>,
     /// Reads whose data is on its way.
     pub(super) reading: BTreeMap<u64, (CallReply, Answer)>,
+    /// Whether more messages wait for this thread.
+    pub(super) more: bool,
     pub(super) next_ticket: u64,
     pub(super) lock_waits: Vec<Queued>,
     /// Position at which waiting lock calls were last looked at.
@@ -111,6 +113,9 @@ pub(super) struct Brick {
     role: (bool, bool, u64),
     pub(super) leads_since: Mono,
     pub(super) silent_reported: Mono,
+    /// Sessions that their clients have ended here: the control plane is told until it knows.
+    pub(super) ended_by_clients: BTreeSet<SessionId>,
+    pub(super) ended_is_news: bool,
     reported: Option<Mono>,
     polled: Mono,
     acts: Vec<Action>,
@@ -171,6 +176,7 @@ impl Brick {
             flushing: BTreeMap::new(),
             reads: BTreeMap::new(),
             reading: BTreeMap::new(),
+            more: false,
             next_ticket: 0,
             lock_waits: Vec::new(),
             locks_seen: Seq(0),
@@ -180,6 +186,8 @@ impl Brick {
             role: (false, false, 0),
             leads_since: now,
             silent_reported: now,
+            ended_by_clients: BTreeSet::new(),
+            ended_is_news: false,
             reported: None,
             polled: Mono(0),
             acts,
@@ -435,7 +443,7 @@ impl Brick {
     pub(super) fn make(&mut self, kind: EntryKind, mut effects: Vec<Effect>, body: Bytes) {
         let pos = self.log.next_pos();
         if let EntryKind::View(view) = &kind {
-            effects.extend(self.opening_effect(view));
+            effects.extend(self.opening_effects(view));
         }
         let entry = Arc::new(Entry {
             pos,
@@ -470,14 +478,14 @@ impl Brick {
         }
     }
 
-    /// Remembers up to where the log reached when a lossy opening began.
-    fn opening_effect(&self, view: &View) -> Option<Effect> {
+    /// Remembers up to where the log reached when a lossy opening began, and who has to claim its locks then.
+    fn opening_effects(&self, view: &View) -> Vec<Effect> {
         let mut openings = self.read_openings();
         if openings
             .last()
             .is_some_and(|(number, _)| *number >= view.opening)
         {
-            return None;
+            return Vec::new();
         }
         let head = self.log.head().seq;
         // An earlier opening that adopted more loses nothing that this one does not lose.
@@ -487,11 +495,15 @@ impl Brick {
             openings[0].0 = openings[1].0;
             openings.remove(1);
         }
-        let value = postcard::to_stdvec(&openings).ok()?;
-        Some(Effect::Put {
-            key: Bytes::from_static(OPENINGS),
-            value: value.into(),
-        })
+        let sessions = self.sessions.live().map(|(id, _)| id).collect();
+        let mut effects = vec![self.rules.opening(view.opening, sessions)];
+        if let Ok(value) = postcard::to_stdvec(&openings) {
+            effects.push(Effect::Put {
+                key: Bytes::from_static(OPENINGS),
+                value: value.into(),
+            });
+        }
+        effects
     }
 
     fn read_openings(&self) -> Vec<(Opening, Seq)> {
@@ -614,11 +626,10 @@ impl Brick {
         }
     }
 
-    /// Whether the control plane has not ended a session.
-    pub(super) fn may_begin(&self, session: SessionId) -> bool {
-        self.book
-            .as_ref()
-            .is_none_or(|(below, live)| session >= *below || live.contains(&session))
+    /// Whether the control plane holds a session to be alive, as far as this brick was told.
+    pub(super) fn is_booked(&self, session: SessionId) -> bool {
+        let book = self.book.as_ref();
+        book.is_none_or(|(below, live)| session >= *below || live.contains(&session))
     }
 
     /// The store failed: this run serves no more.

@@ -111,8 +111,9 @@ pub trait Storage: LogReader + Send {
         at: Seq,
         f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
     ) -> Result<(), Fault>;
-    /// Reads data as of an entry. What is small and cached is there before this returns.
-    fn start_read(&self, object: Object, offset: u64, len: usize, at: Seq, done: ReadDone);
+    /// Reads a range (object, offset, length) as of an entry. What is small and cached is there before this returns;
+    /// so may be what is not cached, if the brick is `idle`: nothing else waits meanwhile.
+    fn start_read(&self, range: (Object, u64, usize), at: Seq, idle: bool, done: ReadDone);
     /// Reads data as of an entry, blocking.
     ///
     /// # Errors

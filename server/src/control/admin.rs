@@ -62,6 +62,8 @@ pub trait BrickHost: Send + Sync + 'static {
     fn open(&self, volume: VolumeInfo) -> BoxFuture<'static, Result<(), String>>;
     /// Closes the bricks of a volume in good order.
     fn close(&self, volume: VolumeInfo) -> BoxFuture<'static, ()>;
+    /// Marks the bricks of a deleted volume, so that they are never opened again. Their contents stay.
+    fn mark_deleted(&self, volume: VolumeInfo) -> BoxFuture<'static, ()>;
     /// How a brick is doing.
     fn health(&self, brick: BrickId) -> BrickHealth;
     /// Counts and latencies of what clients asked of these bricks of this node.
@@ -190,7 +192,14 @@ impl Admin {
                 }
                 Ok(reply)
             }
-            AdminRequest::Delete { volume } => self.propose(Command::Delete { volume }).await,
+            AdminRequest::Delete { volume } => {
+                let info = self.volume(&volume).map(|found| found.info);
+                let reply = self.propose(Command::Delete { volume }).await?;
+                if let Ok(info) = info {
+                    self.host.mark_deleted(info).await;
+                }
+                Ok(reply)
+            }
             AdminRequest::Info { volume } => self.info(volume.as_deref()),
             AdminRequest::Status { volume } => self.status(&volume),
             AdminRequest::Stats { volume } => self.stats(&volume),

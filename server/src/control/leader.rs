@@ -265,11 +265,14 @@ fn shape(volume: &Volume, index: SetIndex) -> SetShape {
         layout: volume.info.layout.clone(),
         shard_size: volume.info.shard_size,
         durable: volume.option("storage.durability") == "sync",
-        session_timeout_ms: volume
-            .seconds("network.session-timeout")
-            .saturating_mul(1000)
-            .min(u64::from(u32::MAX)) as u32,
+        session_timeout_ms: millis(volume, "network.session-timeout"),
+        open_wait_ms: millis(volume, "cluster.open-wait"),
     }
+}
+
+fn millis(volume: &Volume, option: &str) -> u32 {
+    let millis = volume.seconds(option).saturating_mul(1000);
+    u32::try_from(millis).unwrap_or(u32::MAX)
 }
 
 fn sessions(volume: &Volume) -> ToBrick {

@@ -381,4 +381,6 @@ fn newest_upto(history: &History, last: Epoch) -> Pos {
 #[cfg(test)]
 mod cluster;
 #[cfg(test)]
+mod opening_rules;
+#[cfg(test)]
 mod tests;

@@ -1,7 +1,10 @@
 //! What the devices of one daemon share: io_uring or threads for I/O, threads for long work, gathered flushes.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::Done;
 use super::file::Inner;
@@ -20,6 +23,8 @@ pub struct Engine {
     io: Arc<Pool>,
     work: Pool,
     flusher: Flusher,
+    /// Open file bricks by the file system that holds them.
+    hosts: Mutex<BTreeMap<u64, u64>>,
 }
 
 impl Engine {
@@ -54,7 +59,25 @@ impl Engine {
             io,
             work: Pool::new("mortar-work", WORK_THREADS),
             flusher: Flusher::new(),
+            hosts: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    /// A file brick on this file system is opened.
+    pub(super) fn add_to_host(&self, host: u64) {
+        *self.hosts.lock().entry(host).or_default() += 1;
+    }
+
+    /// A file brick on this file system is closed.
+    pub(super) fn remove_from_host(&self, host: u64) {
+        if let Some(count) = self.hosts.lock().get_mut(&host) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
+    /// How many open file bricks share this file system.
+    pub(super) fn sharing_host(&self, host: u64) -> u64 {
+        self.hosts.lock().get(&host).copied().unwrap_or(0).max(1)
     }
 
     /// Whether transfers past the page cache go through io_uring.

@@ -2,16 +2,20 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
+use mortar_protocol::env_real::mono_now;
 use rustix::fs::{FallocateFlags, FlockOperation};
 
-use super::flusher::Flushable;
+use super::flusher::{Failure, Flushable};
 use super::uring::{Buffer, Transfer};
 use super::{ALIGNMENT, AlignedBuf, Device, Done, Engine, check_range};
 
@@ -96,6 +100,27 @@ pub(super) struct Inner {
     is_block: bool,
     /// File system that holds the file (`st_dev`).
     host_device: u64,
+    pace: Pace,
+    failure: Failure,
+}
+
+/// How long small reads from the medium have taken lately.
+#[derive(Default)]
+struct Pace(AtomicU64);
+
+/// A medium that takes less than this is worth waiting for: waking another thread and being woken costs as much.
+const QUICK: Duration = Duration::from_micros(250);
+
+impl Pace {
+    fn took(&self, span: Duration) {
+        let (old, new) = (self.0.load(Ordering::Relaxed), span.as_nanos() as u64);
+        // Readers on several threads may lose one another's measurements.
+        self.0.store(old - old / 8 + new / 8, Ordering::Relaxed);
+    }
+
+    fn is_quick(&self) -> bool {
+        u128::from(self.0.load(Ordering::Relaxed)) < QUICK.as_nanos()
+    }
 }
 
 impl FileDevice {
@@ -226,11 +251,20 @@ impl FileDevice {
             len,
             is_block,
             host_device: meta.dev(),
+            pace: Pace::default(),
+            failure: Failure::default(),
         };
+        engine.add_to_host(inner.host_device);
         Ok(Self {
             inner: Arc::new(inner),
             engine: engine.clone(),
         })
+    }
+}
+
+impl Drop for FileDevice {
+    fn drop(&mut self) {
+        self.engine.remove_from_host(self.inner.host_device);
     }
 }
 
@@ -242,6 +276,34 @@ impl Device for FileDevice {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         check_range(self.inner.len, offset, buf.len() as u64)?;
         self.inner.file.read_exact_at(buf, offset)
+    }
+
+    fn read_near(&self, offset: u64, buf: &mut [u8], around: Range<u64>) -> io::Result<()> {
+        if self.inner.read_cached(offset, buf)? {
+            return Ok(());
+        }
+        self.inner.fetch(around);
+        self.inner.file.read_exact_at(buf, offset)
+    }
+
+    fn read_soon(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        idle: bool,
+        around: Range<u64>,
+    ) -> io::Result<bool> {
+        if self.inner.read_cached(offset, buf)? {
+            return Ok(true);
+        }
+        self.inner.fetch(around);
+        if !idle || !self.inner.pace.is_quick() {
+            return Ok(false);
+        }
+        let begun = mono_now();
+        self.inner.file.read_exact_at(buf, offset)?;
+        self.inner.pace.took(mono_now().since(begun));
+        Ok(true)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -269,6 +331,15 @@ impl Device for FileDevice {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn host_left(&self) -> Option<u64> {
+        if self.inner.is_block {
+            return None;
+        }
+        let host = rustix::fs::fstatvfs(&self.inner.file).ok()?;
+        let left = host.f_bavail.saturating_mul(host.f_frsize);
+        Some(left / self.engine.sharing_host(self.inner.host_device))
     }
 
     fn discard(&self, offset: u64, len: u64) {
@@ -317,6 +388,32 @@ impl Device for FileDevice {
         }
     }
 
+    fn start_small_read(&self, offset: u64, len: usize, done: Done<Bytes>) {
+        if let Err(error) = check_range(self.inner.len, offset, len as u64) {
+            return done(Err(error));
+        }
+        let (begun, inner) = (mono_now(), self.inner.clone());
+        let done: Done<Bytes> = Box::new(move |result| {
+            inner.pace.took(mono_now().since(begun));
+            done(result);
+        });
+        let inner = self.inner.clone();
+        if self.engine.uses_uring() {
+            self.engine.run_transfer(Transfer {
+                fd: inner.file.as_raw_fd(),
+                buffer: Buffer::Read(AlignedBuf::with_capacity(len), len, done),
+                device: inner,
+                offset,
+            });
+        } else {
+            self.engine.run_io(Box::new(move || {
+                let mut buf = AlignedBuf::zeroed(len);
+                let result = inner.file.read_exact_at(&mut buf, offset);
+                done(result.map(|()| buf.freeze()));
+            }));
+        }
+    }
+
     fn start_flush(&self, done: Done<()>) {
         self.engine.run_flush(self.inner.clone(), done);
     }
@@ -327,6 +424,30 @@ impl Device for FileDevice {
 }
 
 impl Inner {
+    /// Reads what the page cache has whole.
+    fn read_cached(&self, offset: u64, buf: &mut [u8]) -> io::Result<bool> {
+        check_range(self.len, offset, buf.len() as u64)?;
+        let wanted = buf.len();
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        match rustix::io::preadv2(&self.file, &mut [io::IoSliceMut::new(buf)], offset, flags) {
+            Ok(count) => Ok(count == wanted),
+            // It is not there, or this file system cannot tell.
+            Err(
+                rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::OPNOTSUPP,
+            ) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Asks for a range to be brought into the page cache; does not wait for it.
+    fn fetch(&self, range: Range<u64>) {
+        let end = range.end.min(self.len);
+        if let Some(len) = NonZeroU64::new(end.saturating_sub(range.start)) {
+            let advice = rustix::fs::Advice::WillNeed;
+            let _ = rustix::fs::fadvise(&self.file, range.start, Some(len), advice);
+        }
+    }
+
     /// The descriptor without a page cache for a transfer that qualifies for it.
     fn direct_for(&self, offset: u64, address: usize, len: usize) -> Option<&File> {
         let aligned = (offset as usize | address | len).is_multiple_of(ALIGNMENT);
@@ -376,7 +497,12 @@ impl Flushable for Inner {
     }
 
     fn flush_alone(&self) -> io::Result<()> {
-        Ok(rustix::fs::fdatasync(&self.file)?)
+        let flush = || Ok(rustix::fs::fdatasync(&self.file)?);
+        self.failure.flush(flush)
+    }
+
+    fn check(&self) -> io::Result<()> {
+        self.failure.flush(|| Ok(()))
     }
 
     fn flush_host(&self) -> io::Result<()> {

@@ -22,8 +22,10 @@ pub(super) trait Flushable: Send + Sync + 'static {
     fn host(&self) -> Option<u64>;
     /// A number that tells one file from another.
     fn identity(&self) -> usize;
-    /// Flushes this one.
+    /// Flushes this one; fails if an earlier flush of it has failed.
     fn flush_alone(&self) -> io::Result<()>;
+    /// Fails if an earlier flush of this one has failed.
+    fn check(&self) -> io::Result<()>;
     /// Flushes the whole host.
     fn flush_host(&self) -> io::Result<()>;
 }
@@ -109,10 +111,11 @@ fn serve_batch<T: Flushable>(batch: Vec<Request<T>>) {
             .find_map(|requests| requests.first())
             .is_some_and(|request| request.device.flush_host().is_ok());
     for requests in devices.into_values() {
-        let mut result = Ok(());
-        if let (false, Some(request)) = (shared, requests.first()) {
-            result = request.device.flush_alone();
-        }
+        let result = match requests.first() {
+            Some(request) if shared => request.device.check(),
+            Some(request) => request.device.flush_alone(),
+            None => Ok(()),
+        };
         for request in requests {
             (request.done)(copy(&result));
         }
@@ -123,10 +126,34 @@ fn serve_batch<T: Flushable>(batch: Vec<Request<T>>) {
 fn copy(result: &io::Result<()>) -> io::Result<()> {
     match result {
         Ok(()) => Ok(()),
-        Err(error) => Err(match error.raw_os_error() {
-            Some(number) => io::Error::from_raw_os_error(number),
-            None => io::Error::new(error.kind(), error.to_string()),
-        }),
+        Err(error) => Err(copy_error(error)),
+    }
+}
+
+fn copy_error(error: &io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(number) => io::Error::from_raw_os_error(number),
+        None => io::Error::new(error.kind(), error.to_string()),
+    }
+}
+
+/// The first failed flush of a file. The kernel tells a failure once: of two flushes under way at the same time (the
+/// log's and a checkpoint's), and of all later ones, only one would hear of it. So they take turns, and fail for good.
+#[derive(Default)]
+pub(super) struct Failure(Mutex<Option<io::Error>>);
+
+impl Failure {
+    /// Runs a flush, unless one has failed.
+    pub(super) fn flush(&self, flush: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let mut failed = self.0.lock();
+        if let Some(error) = &*failed {
+            return Err(copy_error(error));
+        }
+        let result = flush();
+        if let Err(error) = &result {
+            *failed = Some(copy_error(error));
+        }
+        result
     }
 }
 
@@ -141,6 +168,7 @@ mod tests {
         host: Option<u64>,
         host_fails: bool,
         alone_fails: bool,
+        failure: Failure,
         gate: Mutex<Option<mpsc::Receiver<()>>>,
         log: mpsc::Sender<String>,
     }
@@ -165,6 +193,10 @@ mod tests {
             Ok(())
         }
 
+        fn check(&self) -> io::Result<()> {
+            self.failure.flush(|| Ok(()))
+        }
+
         fn flush_host(&self) -> io::Result<()> {
             self.log.send("host".to_owned()).unwrap();
             if self.host_fails {
@@ -186,6 +218,7 @@ mod tests {
                     host,
                     host_fails,
                     alone_fails: number == 2,
+                    failure: Failure::default(),
                     gate: Mutex::new(gate.take()),
                     log: log.clone(),
                 })
@@ -208,6 +241,65 @@ mod tests {
         results.sort_unstable();
         flushed.extend(lines.try_iter());
         (flushed, results)
+    }
+
+    #[test]
+    fn a_failed_flush_is_heard_by_all_that_were_under_way_and_all_later_ones() {
+        let failure = Arc::new(Failure::default());
+        let (entered, wait_entered) = mpsc::channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let first = failure.clone();
+        let first = std::thread::spawn(move || {
+            first.flush(|| {
+                entered.send(()).unwrap();
+                gate.recv().unwrap();
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            })
+        });
+        wait_entered.recv().unwrap();
+        let (begun, wait_begun) = mpsc::channel();
+        let second = failure.clone();
+        // The kernel has told the first one: this one would hear nothing.
+        let second = std::thread::spawn(move || {
+            begun.send(()).unwrap();
+            second.flush(|| Ok(()))
+        });
+        wait_begun.recv().unwrap();
+        open.send(()).unwrap();
+        assert!(first.join().unwrap().is_err());
+        let number = |result: io::Result<()>| result.unwrap_err().raw_os_error();
+        assert_eq!(number(second.join().unwrap()), Some(libc::EIO));
+        assert_eq!(number(failure.flush(|| Ok(()))), Some(libc::EIO));
+    }
+
+    #[test]
+    fn a_shared_flush_does_not_hide_an_earlier_failure() {
+        let (log, _lines) = mpsc::channel();
+        let (results, got) = mpsc::channel();
+        let requests = (0..2).map(|number| {
+            let fake = Fake {
+                number,
+                host: Some(7),
+                host_fails: false,
+                alone_fails: false,
+                failure: Failure::default(),
+                gate: Mutex::new(None),
+                log: log.clone(),
+            };
+            if number == 1 {
+                let error = || Err(io::Error::from_raw_os_error(libc::EIO));
+                assert!(fake.failure.flush(error).is_err());
+            }
+            let results = results.clone();
+            Request {
+                device: Arc::new(fake),
+                done: Box::new(move |result| results.send((number, result.is_ok())).unwrap()),
+            }
+        });
+        serve_batch(requests.collect());
+        let mut results: Vec<_> = got.try_iter().collect();
+        results.sort_unstable();
+        assert_eq!(results, [(0, true), (1, false)]);
     }
 
     #[test]

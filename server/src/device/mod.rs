@@ -13,6 +13,7 @@ pub mod sim;
 mod uring;
 
 use std::io;
+use std::ops::Range;
 
 use bytes::Bytes;
 
@@ -39,17 +40,45 @@ pub trait Device: Send + Sync + 'static {
     /// Fills `buf` from `offset`, through the page cache.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// As [`Device::read_at`]; where the page cache lacks it, the range `around` is fetched with it, because that is
+    /// likely to be read soon.
+    fn read_near(&self, offset: u64, buf: &mut [u8], around: Range<u64>) -> io::Result<()> {
+        let _ = around;
+        self.read_at(offset, buf)
+    }
+
+    /// As [`Device::read_near`] if the page cache has all of it, or if the medium is known to answer about as soon as
+    /// a thread could be woken and the caller is `idle`. `false`: it is not read yet, see
+    /// [`Device::start_small_read`]; `around` is being fetched.
+    fn read_soon(
+        &self,
+        offset: u64,
+        buf: &mut [u8],
+        idle: bool,
+        around: Range<u64>,
+    ) -> io::Result<bool> {
+        let _ = idle;
+        self.read_near(offset, buf, around).map(|()| true)
+    }
+
     /// Writes through the page cache: survives the death of the process, not the loss of power.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
 
     /// As [`Device::write_at`], from several pieces that follow one another.
     fn write_vectored_at(&self, offset: u64, parts: &[io::IoSlice<'_>]) -> io::Result<()>;
 
-    /// Makes everything written so far survive the loss of power. Blocks; this device alone.
+    /// Makes everything written so far survive the loss of power. Blocks; this device alone. A real device fails all
+    /// flushes after the first that failed (a simulated one leaves it to its user to notice).
     fn flush(&self) -> io::Result<()>;
 
     /// Makes sure that the host has space for a range (no-op on block devices). Contents do not change.
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()>;
+
+    /// Bytes that the host can still give this device, of which most is not there from the beginning; `None` if all
+    /// of it is. Devices of this process on one file system share what is left there.
+    fn host_left(&self) -> Option<u64> {
+        None
+    }
 
     /// Gives the space of a range back where that is possible; its contents are then unspecified.
     fn discard(&self, offset: u64, len: u64);
@@ -60,6 +89,12 @@ pub trait Device: Send + Sync + 'static {
 
     /// Reads `len` bytes into a buffer aligned to [`ALIGNMENT`]; meant for 64 KiB and more.
     fn start_read(&self, offset: u64, len: usize, done: Done<Bytes>);
+
+    /// As [`Device::start_read`] through the page cache; meant for less than 64 KiB that [`Device::read_soon`] did not
+    /// give.
+    fn start_small_read(&self, offset: u64, len: usize, done: Done<Bytes>) {
+        self.start_read(offset, len, done);
+    }
 
     /// As [`Device::flush`] for all that was written before this call. Devices on one file system that ask in the
     /// same instant share the work.

@@ -6,7 +6,7 @@
 //! that were not flushed survive in any combination. A failed flush makes the cache forget that its contents are not on
 //! the medium, as kernels do: later flushes succeed without writing them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
 
@@ -61,6 +61,29 @@ struct State {
     jobs: VecDeque<Job>,
     /// The moments of all steps since they are recorded.
     recorded: Option<Vec<Cut>>,
+    host: Option<Host>,
+}
+
+/// The file system under a sparse disk.
+struct Host {
+    /// Pages that have space there.
+    backed: BTreeSet<u64>,
+    /// Pages it can still give.
+    left: u64,
+}
+
+impl Host {
+    /// Takes space for the pages of a range.
+    fn back(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        let pages = || offset / PAGE as u64..(offset + len).div_ceil(PAGE as u64);
+        let more = pages().filter(|page| !self.backed.contains(page)).count() as u64;
+        if more > self.left {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
+        self.left -= more;
+        self.backed.extend(pages());
+        Ok(())
+    }
 }
 
 /// The contents, as read and as on the medium.
@@ -156,6 +179,7 @@ impl SimDisk {
                 queued,
                 jobs: VecDeque::new(),
                 recorded: None,
+                host: None,
             }),
         })
     }
@@ -186,6 +210,20 @@ impl SimDisk {
             cache: state.cache.clone(),
         });
         cuts
+    }
+
+    /// Makes the disk sparse, on a file system that can give it so many bytes beside what it takes already. May be
+    /// called again: somebody else has filled or emptied that file system.
+    pub fn set_host_left(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        let left = bytes / PAGE as u64;
+        match &mut state.host {
+            Some(host) => host.left = left,
+            None => {
+                let backed = state.cache.image.keys().copied().collect();
+                state.host = Some(Host { backed, left });
+            }
+        }
     }
 
     /// Writes and flushes so far.
@@ -273,6 +311,9 @@ impl SimDisk {
         let data = parts.concat();
         let write = Some((offset, data.len()));
         state.keep_moment(self.len, write, |cache| cache.write_some(offset, &data));
+        if let Some(host) = &mut state.host {
+            host.back(offset, data.len() as u64)?;
+        }
         state.write(offset, &data)
     }
 
@@ -335,10 +376,32 @@ impl Device for SimDisk {
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        check_range(self.len, offset, len)
+        check_range(self.len, offset, len)?;
+        match &mut self.state.lock().host {
+            Some(host) => host.back(offset, len),
+            None => Ok(()),
+        }
     }
 
-    fn discard(&self, _offset: u64, _len: u64) {}
+    fn host_left(&self) -> Option<u64> {
+        let state = self.state.lock();
+        state.host.as_ref().map(|host| host.left * PAGE as u64)
+    }
+
+    fn discard(&self, offset: u64, len: u64) {
+        let mut state = self.state.lock();
+        if state.host.is_none() || check_range(self.len, offset, len).is_err() {
+            return;
+        }
+        for page in offset.div_ceil(PAGE as u64)..(offset + len) / PAGE as u64 {
+            state.cache.write(page * PAGE as u64, &[0; PAGE]);
+            if let Some(host) = &mut state.host
+                && host.backed.remove(&page)
+            {
+                host.left += 1;
+            }
+        }
+    }
 
     fn start_write(&self, offset: u64, data: Bytes, done: Done<()>) {
         match check_range(self.len, offset, data.len() as u64) {

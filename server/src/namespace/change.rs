@@ -137,6 +137,14 @@ impl Run<'_, '_, '_> {
                 self.modified()?;
                 self.grow(size.checked_add(*len).ok_or(Errno::EFBIG)?)
             }
+            InodeOp::SizeIs { size } => {
+                self.check_file()?;
+                let known = self.work.inode(id)?.map(|inode| inode.size);
+                match known == Some(*size) {
+                    true => Ok(()),
+                    false => Err(Errno::EAGAIN.into()),
+                }
+            }
             InodeOp::Truncate { size } => self.truncate(*size),
             InodeOp::SetAttr(set) => set_attr(self.work, id, set),
             InodeOp::SetXattr { name, value, mode } => {

@@ -7,6 +7,7 @@
 mod access;
 mod acl;
 mod change;
+mod claims;
 mod data;
 mod locks;
 mod lookup;
@@ -32,6 +33,7 @@ use mortar_protocol::fop::{Fop, Reply};
 use mortar_protocol::ids::{Gfid, InodeId, Opening, SessionId, SetIndex, StageId};
 use mortar_protocol::placement::Layout;
 
+pub use claims::opening;
 pub use orphans::release;
 use records::{Counters, Inode};
 use working::Working;
@@ -159,6 +161,7 @@ pub fn execute(
         Fop::Abort { txn } => txn::abort(state, cx, *txn),
         Fop::Forget { txn } => txn::forget(state, cx, *txn),
         Fop::Lock(request) => locks::execute(state, cx, request),
+        Fop::Claim { opening, locks } => claims::execute(state, cx, *opening, locks),
         _ => Err(Fault::Protocol),
     }
 }

@@ -9,11 +9,13 @@ use mortar_protocol::ids::{InodeId, SessionId};
 
 use super::records::{self, Decision, Orphan};
 use super::working::Working;
-use super::{Context, Executed, State, locks};
+use super::{Context, Executed, State, claims, locks, txn};
 
 /// Most orphans of one renewal's answer, and most garbage.
 const MAX_TOLD: usize = 1_024;
 const MAX_GARBAGE: usize = 64;
+/// Most transactions of ended sessions.
+const MAX_LEFT: usize = 64;
 
 /// The sessions that may hold open what the actor unlinks.
 fn users(work: &Working<'_>, with_actor: bool) -> Vec<SessionId> {
@@ -164,7 +166,13 @@ pub(super) fn renew(state: &dyn State, cx: &Context<'_>) -> Result<Reply, Fault>
             garbage.push((id, size));
         }
     }
-    Ok(Reply::Renewed { orphans, garbage })
+    let claim = claims::wanted(&work)?;
+    Ok(Reply::Renewed {
+        orphans,
+        garbage,
+        claim,
+        left: txn::left(state, cx, MAX_LEFT)?,
+    })
 }
 
 /// What follows from a session's word that it does not use these orphans: a change of the primary's own. No effects:

@@ -18,6 +18,7 @@
 //! | `C` session, number | [`Decision`]: decided or aborted, on the deciding set |
 //! | `K` key of a record | [`Vec<Holder>`](Holder): the intents that lock it |
 //! | `N` | [`Counters`] |
+//! | `W` | [`Claims`], while sessions have locks to claim again |
 //!
 //! The letters A, E, M and R belong to the store, bytes from 0xf0 on to the brick.
 
@@ -25,7 +26,7 @@ use bytes::Bytes;
 use mortar_protocol::attr::{Attr, FileKind, Time};
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Cut, LockHeld, LockKind, Part};
-use mortar_protocol::ids::{Gfid, InodeId, SessionId, SetIndex, TxnId};
+use mortar_protocol::ids::{Gfid, InodeId, Opening, SessionId, SetIndex, TxnId};
 use mortar_protocol::placement::dir_offset;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -139,6 +140,16 @@ pub fn decision_key(txn: TxnId) -> Bytes {
     key(b'C', &[txn.session.0, txn.number], &[])
 }
 
+/// The transaction in the key of an intent or a decision.
+pub fn parse_txn(key: &[u8]) -> Option<TxnId> {
+    let session = key.get(1..9)?.try_into().ok()?;
+    let number = key.get(9..17)?.try_into().ok()?;
+    Some(TxnId {
+        session: SessionId(u64::from_be_bytes(session)),
+        number: u64::from_be_bytes(number),
+    })
+}
+
 /// Prefix of all decisions on a session's transactions.
 pub fn decisions_prefix(session: SessionId) -> Bytes {
     key(b'C', &[session.0], &[])
@@ -154,6 +165,8 @@ pub const TREE_LOCK: &[u8] = b"R";
 
 /// Key of the counters.
 pub const COUNTERS_KEY: &[u8] = b"N";
+/// Key of the claims that are waited for.
+pub const CLAIMS_KEY: &[u8] = b"W";
 
 /// The end of the range of keys that start with `prefix`.
 pub fn prefix_end(prefix: &[u8]) -> Bytes {
@@ -362,6 +375,15 @@ pub struct Locks {
     pub held: Vec<LockHeld>,
     /// Waiting, oldest first.
     pub waiting: Vec<Waiting>,
+}
+
+/// Who has not yet claimed its locks again after an opening that may have lost some.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Default, Debug)]
+pub struct Claims {
+    /// The opening.
+    pub opening: Opening,
+    /// The sessions.
+    pub sessions: Vec<SessionId>,
 }
 
 /// An unlinked file or a removed directory.

@@ -3,10 +3,12 @@
 //! A prepared share keeps its parts and locks the records they touch, so that nothing they depend on changes; it is
 //! done when the decision is known. What it adds to shared counters is computed only then.
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 use mortar_protocol::attr::Time;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::fop::{Part, Reply, TxnStatus};
+use mortar_protocol::fop::{LeftTxn, Part, Reply, TxnStatus};
 use mortar_protocol::ids::{SetIndex, TxnId};
 
 use super::records::{self, Decision, Holder, Intent};
@@ -186,4 +188,40 @@ pub(super) fn forget(state: &dyn State, cx: &Context<'_>, txn: TxnId) -> Result<
     let mut work = working(state, cx, txn, cx.time);
     work.del(records::decision_key(txn));
     Ok(work.finish_anyway(Reply::Done))
+}
+
+/// At most `max` of what ended sessions have left.
+///
+/// # Errors
+/// If the state cannot be read.
+pub(super) fn left(state: &dyn State, cx: &Context<'_>, max: usize) -> Result<Vec<LeftTxn>, Fault> {
+    let (mut left, mut fault) = (Vec::new(), None);
+    for (from, to) in [(b"C", b"D"), (b"T", b"U")] {
+        state.scan(from, to, &mut |key, value| {
+            match left_by_ended(cx, key, value) {
+                Ok(found) => left.extend(found),
+                Err(found) => fault = Some(found),
+            }
+            match fault.is_some() || left.len() >= max {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        })?;
+    }
+    fault.map_or(Ok(left), Err)
+}
+
+fn left_by_ended(cx: &Context<'_>, key: &[u8], value: &[u8]) -> Result<Option<LeftTxn>, Fault> {
+    let txn = records::parse_txn(key).ok_or(Fault::Corrupt)?;
+    if cx.sessions.contains(&txn.session) {
+        return Ok(None);
+    }
+    if key.first() == Some(&b'T') {
+        let Intent { decider, .. } = records::decode(value)?;
+        return Ok(Some(LeftTxn::Intent { txn, decider }));
+    }
+    Ok(match records::decode(value)? {
+        Decision::Decided(sets) => Some(LeftTxn::Decided { txn, sets }),
+        Decision::Aborted => None,
+    })
 }

@@ -41,6 +41,11 @@ pub trait Stores: Send + Sync + 'static {
     fn format(&self, brick: &FormatBrick) -> Result<(), String>;
     /// Removes what [`Self::format`] made, as far as it is still what was made.
     fn unformat(&self, brick: &BrickInfo);
+    /// Marks a brick as that of a deleted volume.
+    ///
+    /// # Errors
+    /// What a person is told.
+    fn mark_deleted(&self, brick: &BrickInfo) -> Result<(), OpenFailure>;
     /// Opens a brick's store.
     ///
     /// # Errors
@@ -300,6 +305,29 @@ impl Bricks {
         Ok(())
     }
 
+    async fn mark_deleted(&self, brick: BrickInfo) {
+        let path = brick.path.clone();
+        self.failed.lock().remove(&brick.id);
+        for patience in (0..BUSY_TRIES).rev() {
+            let (stores, brick) = (Arc::clone(&self.stores), brick.clone());
+            let marking = move || stores.mark_deleted(&brick);
+            let failure = match tokio::task::spawn_blocking(marking).await {
+                Ok(Ok(())) => return,
+                Ok(Err(failure)) => failure,
+                Err(error) => OpenFailure {
+                    busy: false,
+                    message: error.to_string(),
+                },
+            };
+            if !failure.busy || patience == 0 {
+                let why = failure.message;
+                tracing::warn!(path, why, "the brick could not be marked as deleted");
+                return;
+            }
+            tokio::time::sleep(BUSY_PAUSE).await;
+        }
+    }
+
     fn cannot_open(&self, brick: BrickId, error: String) -> String {
         self.failed.lock().insert(brick, error.clone());
         error
@@ -421,6 +449,15 @@ impl BrickHost for Host {
             }
         }
         named(Fop::NAMES, &sums)
+    }
+
+    fn mark_deleted(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
+        let bricks = Arc::clone(&self.0);
+        Box::pin(async move {
+            for (_, brick) in own_bricks(&volume, bricks.node) {
+                bricks.mark_deleted(brick).await;
+            }
+        })
     }
 
     fn health(&self, brick: BrickId) -> BrickHealth {

@@ -34,6 +34,14 @@ impl FileStores {
         })
     }
 
+    /// The brick at a path, for this process alone.
+    fn take(&self, path: &Path) -> Result<FileDevice, OpenFailure> {
+        FileDevice::open(path, &self.engine).map_err(|error| OpenFailure {
+            busy: matches!(error, TargetError::InUse { pid, .. } if pid.is_none_or(|pid| pid == std::process::id())),
+            message: error.to_string(),
+        })
+    }
+
     /// The superblock of what lies at a path, if it can be opened alone.
     fn look(&self, path: &Path) -> Option<(FileDevice, Result<Stored, SuperblockError>)> {
         let device = FileDevice::open(path, &self.engine).ok()?;
@@ -125,6 +133,18 @@ impl Stores for FileStores {
         }
     }
 
+    fn mark_deleted(&self, brick: &BrickInfo) -> Result<(), OpenFailure> {
+        let path = Path::new(&brick.path);
+        let device = self.take(path)?;
+        let fail = |error: SuperblockError| failure(path, &error.to_string());
+        let mut stored = Stored::load(&device, true).map_err(fail)?;
+        if stored.block.brick != brick.id {
+            return Err(failure(path, "holds another brick"));
+        }
+        let marked = stored.update(&device, |block| block.deleted = true);
+        marked.map_err(fail)
+    }
+
     fn open(
         &self,
         volume: &VolumeInfo,
@@ -132,16 +152,11 @@ impl Stores for FileStores {
         brick: &BrickInfo,
     ) -> Result<Box<dyn Storage>, OpenFailure> {
         let path = Path::new(&brick.path);
-        let device = FileDevice::open(path, &self.engine).map_err(|error| OpenFailure {
-            busy: matches!(error, TargetError::InUse { pid, .. } if pid.is_none_or(|pid| pid == std::process::id())),
-            message: error.to_string(),
-        })?;
-        let fail = |why: String| OpenFailure {
-            busy: false,
-            message: format!("{}: {why}", path.display()),
-        };
-        let store = Store::open(Arc::new(device)).map_err(|error| fail(error.to_string()))?;
-        let found = store.superblock();
+        let device = self.take(path)?;
+        let fail = |why: String| failure(path, &why);
+        // Before anything is written there: it may be another's.
+        let found = Stored::load(&device, true).map_err(|error| fail(error.to_string()))?;
+        let found = found.block;
         if found.brick != brick.id || found.volume != volume.id || found.set != set {
             return Err(fail(format!(
                 "holds brick {} of volume '{}', not brick {} of '{}'",
@@ -151,6 +166,21 @@ impl Stores for FileStores {
         if found.cluster != self.cluster {
             return Err(fail(format!("belongs to cluster {}", found.cluster)));
         }
+        if found.deleted {
+            let name = found.volume_name;
+            return Err(fail(format!("volume '{name}' of this brick was deleted")));
+        }
+        let store = Store::open(Arc::new(device)).map_err(|error| fail(error.to_string()))?;
         Ok(Box::new(store))
     }
 }
+
+fn failure(path: &Path, why: &str) -> OpenFailure {
+    OpenFailure {
+        busy: false,
+        message: format!("{}: {why}", path.display()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use mortar_protocol::fop::Cut;
 use serde::de::DeserializeOwned;
 
 use crate::namespace::records::{
-    Counters, Decision, DirPart, Dirent, Holder, Inode, Intent, Locks, Orphan, decode,
+    Claims, Counters, Decision, DirPart, Dirent, Holder, Inode, Intent, Locks, Orphan, decode,
     parse_dirent_key,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn problem(key: &[u8], value: &[u8]) -> Option<String> {
         b'C' => ("decision", reads::<Decision>(value)),
         b'K' => ("lock of a record", reads::<Vec<Holder>>(value)),
         b'N' => ("counters", reads::<Counters>(value)),
+        b'W' => ("claims", reads::<Claims>(value)),
         _ => return None,
     };
     let well_formed = match letter {

@@ -4,7 +4,7 @@
 //! merged, checksummed and written to new blocks (or to unwritten ones that the file owns) before the tree's batch is
 //! committed; staged blocks are attached; replaced ones are freed, which the allocator defers to the next checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::IoSlice;
 
 use bytes::{Bytes, BytesMut};
@@ -14,29 +14,51 @@ use mortar_protocol::limits::BLOCK;
 use parking_lot::Mutex;
 
 use super::extents::{self, Block, CHUNK_BLOCKS, Chunk};
-use super::pending::{NEWEST, Op, Pending};
+use super::pending::{Op, Pending};
 use super::{Reader, StoreError};
 use crate::alloc::{Allocator, Run};
-use crate::device::Device;
+use crate::device::{Device, is_full};
 use crate::tree::Batch;
 
 /// A block whose data must be written before the batch is committed.
 struct Fresh {
-    object: Object,
-    block: u32,
+    place: Place,
     data: Bytes,
     crc: u32,
     /// The physical block it goes to, if the file owns an unwritten one.
     reuse: Option<u64>,
 }
 
+/// A block of a plan: index of its chunk, and which of the chunk's blocks it is.
+#[derive(Clone, Copy)]
+struct Place {
+    chunk: usize,
+    at: usize,
+}
+
+/// A chunk of extents that a batch touches, as it is and as it will be.
+struct Touched {
+    object: Object,
+    number: u32,
+    old: Chunk,
+    new: Chunk,
+}
+
 /// The new state of everything a batch of entries touches.
 #[derive(Default)]
 pub(super) struct Plan {
-    chunks: BTreeMap<(Object, u32), (Chunk, Chunk)>,
+    chunks: Vec<Touched>,
     fresh: Vec<Fresh>,
-    /// Blocks to be reserved: (object, block).
-    reserve: Vec<(Object, u32)>,
+    /// Blocks to be reserved.
+    reserve: Vec<Place>,
+}
+
+/// What a batch did to physical blocks.
+pub(super) struct Committed {
+    /// Those that the tree now refers to and did not before, in order.
+    pub(super) attached: Vec<u64>,
+    /// Whether it made blocks that are referred to more than once.
+    pub(super) shares: bool,
 }
 
 impl Plan {
@@ -47,7 +69,7 @@ impl Plan {
         upto: Seq,
     ) -> Result<Self, StoreError> {
         let mut plan = Self::default();
-        let mut wanted: BTreeSet<(Object, u32)> = BTreeSet::new();
+        let mut wanted: Vec<(Object, u32)> = Vec::new();
         for (object, from, to) in pending.touched(upto) {
             if to == u32::MAX {
                 for chunk in reader.chunks_from(object, from / CHUNK_BLOCKS)? {
@@ -60,12 +82,15 @@ impl Plan {
                 wanted.extend((from..to).map(|block| (object, block)));
             }
         }
+        wanted.sort_unstable();
+        wanted.dedup();
         for (object, block) in wanted {
             plan.block(pending, reader, upto, object, block)?;
         }
         Ok(plan)
     }
 
+    /// Takes the next block; they come in order.
     fn block(
         &mut self,
         pending: &Pending,
@@ -76,16 +101,30 @@ impl Plan {
     ) -> Result<(), StoreError> {
         let number = block / CHUNK_BLOCKS;
         let at = (block % CHUNK_BLOCKS) as usize;
-        if let std::collections::btree_map::Entry::Vacant(e) = self.chunks.entry((object, number)) {
+        let known = self
+            .chunks
+            .last()
+            .is_some_and(|last| last.object == object && last.number == number);
+        if !known {
             let old = reader.chunk(object, number)?;
-            e.insert((old, old));
+            self.chunks.push(Touched {
+                object,
+                number,
+                old,
+                new: old,
+            });
         }
-        let old = self.chunks[&(object, number)].0[at];
-        let resolved = reader.resolve(pending, object, block, upto, NEWEST)?;
+        let place = Place {
+            chunk: self.chunks.len() - 1,
+            at,
+        };
+        let chunk = &mut self.chunks[place.chunk];
+        let old = chunk.old[at];
+        let resolved = reader.resolve_over(pending, object, block, upto, &chunk.old)?;
         let new = if resolved.bytes.is_empty() {
             match resolved.base {
                 Block::Unwritten { at: u64::MAX } => {
-                    self.reserve.push((object, block));
+                    self.reserve.push(place);
                     match old {
                         // What the file owns already stays its own.
                         Block::Unwritten { at } => Block::Unwritten { at },
@@ -105,8 +144,7 @@ impl Plan {
                     };
                     let crc = crc32fast::hash(&data);
                     self.fresh.push(Fresh {
-                        object,
-                        block,
+                        place,
                         data,
                         crc,
                         reuse,
@@ -116,120 +154,120 @@ impl Plan {
                 Err(_) => Block::Lost,
             }
         };
-        if let Some((_, chunk)) = self.chunks.get_mut(&(object, number)) {
-            chunk[at] = new;
-        }
+        chunk.new[at] = new;
         Ok(())
     }
 
-    fn set(&mut self, object: Object, block: u32, new: Block) {
-        if let Some((_, chunk)) = self.chunks.get_mut(&(object, block / CHUNK_BLOCKS)) {
-            chunk[(block % CHUNK_BLOCKS) as usize] = new;
-        }
+    fn set(&mut self, place: Place, new: Block) {
+        self.chunks[place.chunk].new[place.at] = new;
     }
 
     /// Allocates and writes what must lie on the device before the commit.
     pub(super) fn write(
         &mut self,
-        alloc: &mut Allocator,
+        alloc: &Mutex<Allocator>,
         device: &dyn Device,
         extents_at: u64,
     ) -> Result<(), StoreError> {
-        let reserve = std::mem::take(&mut self.reserve);
+        let mut reserve = std::mem::take(&mut self.reserve);
         let fresh = std::mem::take(&mut self.fresh);
-        let reserve: Vec<_> = reserve
-            .into_iter()
-            .filter(|(object, block)| {
-                let chunk = &self.chunks[&(*object, block / CHUNK_BLOCKS)].1;
-                !matches!(
-                    chunk[(block % CHUNK_BLOCKS) as usize],
-                    Block::Unwritten { .. }
-                )
-            })
-            .collect();
+        reserve.retain(|place| {
+            !matches!(
+                self.chunks[place.chunk].new[place.at],
+                Block::Unwritten { .. }
+            )
+        });
         let need = reserve.len() + fresh.iter().filter(|fresh| fresh.reuse.is_none()).count();
-        let runs = alloc.allocate(need as u32).ok_or(StoreError::NoSpace)?;
+        let runs = alloc
+            .lock()
+            .allocate(need as u32)
+            .ok_or(StoreError::NoSpace)?;
         let mut blocks = runs
             .iter()
-            .flat_map(|run| run.start..run.start + u64::from(run.len))
-            .collect::<Vec<_>>()
-            .into_iter();
-        for (object, block) in reserve {
+            .flat_map(|run| run.start..run.start + u64::from(run.len));
+        for place in reserve {
             if let Some(at) = blocks.next() {
-                self.set(object, block, Block::Unwritten { at });
+                self.set(place, Block::Unwritten { at });
             }
         }
         let mut writes: Vec<(u64, Bytes)> = Vec::with_capacity(fresh.len());
         for fresh in fresh {
             if let Some(at) = fresh.reuse.or_else(|| blocks.next()) {
-                self.set(
-                    fresh.object,
-                    fresh.block,
-                    Block::Data {
-                        at,
-                        crc: fresh.crc,
-                        shared: false,
-                    },
-                );
+                let crc = fresh.crc;
+                let shared = false;
+                self.set(fresh.place, Block::Data { at, crc, shared });
                 writes.push((at, fresh.data));
             }
         }
-        writes.sort_by_key(|(at, _)| *at);
-        let mut from = 0;
-        while from < writes.len() {
-            let mut to = from + 1;
-            while to < writes.len() && to - from < 256 && writes[to].0 == writes[to - 1].0 + 1 {
-                to += 1;
+        writes.sort_unstable_by_key(|(at, _)| *at);
+        for run in writes.chunk_by(|(one, _), (next, _)| *next == one + 1) {
+            let mut at = run[0].0;
+            for piece in run.chunks(256) {
+                let parts: Vec<_> = piece.iter().map(|(_, data)| IoSlice::new(data)).collect();
+                if let Err(error) = device.write_vectored_at(extents_at + at * BLOCK, &parts) {
+                    if !is_full(&error) {
+                        return Err(StoreError::Io(error));
+                    }
+                    let mut alloc = alloc.lock();
+                    runs.iter().for_each(|run| alloc.release(*run));
+                    return Err(StoreError::NoSpace);
+                }
+                at += piece.len() as u64;
             }
-            let parts: Vec<IoSlice<'_>> = writes[from..to]
-                .iter()
-                .map(|(_, data)| IoSlice::new(data))
-                .collect();
-            device
-                .write_vectored_at(extents_at + writes[from].0 * BLOCK, &parts)
-                .map_err(StoreError::Io)?;
-            from = to;
         }
         Ok(())
     }
 
-    /// Puts the extent records and reference counts, and tells the allocator what is attached and freed. Gives the
-    /// physical blocks that the tree now refers to and did not before.
+    /// By how much the number of references to each physical block changes, in order of the blocks.
+    fn references(&self) -> Vec<(u64, i64)> {
+        let mut changes: Vec<(u64, i64)> = Vec::new();
+        for chunk in &self.chunks {
+            for (old, new) in chunk.old.iter().zip(&chunk.new) {
+                let (old, new) = (old.physical(), new.physical());
+                if old != new {
+                    changes.extend(old.map(|at| (at, -1)));
+                    changes.extend(new.map(|at| (at, 1)));
+                }
+            }
+        }
+        changes.sort_unstable();
+        changes.dedup_by(|next, first| {
+            let same = next.0 == first.0;
+            if same {
+                first.1 += next.1;
+            }
+            same
+        });
+        changes
+    }
+
+    /// Puts the extent records and reference counts, and tells the allocator what is attached and freed. `shares`:
+    /// whether the tree may hold reference counts.
     pub(super) fn commit(
         mut self,
         batch: &mut Batch<'_>,
         alloc: &Mutex<Allocator>,
-    ) -> Result<BTreeSet<u64>, StoreError> {
-        let mut delta: BTreeMap<u64, i64> = BTreeMap::new();
-        for (old, new) in self.chunks.values() {
-            for (old, new) in old.iter().zip(new) {
-                if old.physical() != new.physical() {
-                    old.physical()
-                        .into_iter()
-                        .for_each(|at| *delta.entry(at).or_default() -= 1);
-                    new.physical()
-                        .into_iter()
-                        .for_each(|at| *delta.entry(at).or_default() += 1);
-                }
-            }
-        }
-        let mut attached = BTreeSet::new();
+        shares: bool,
+    ) -> Result<Committed, StoreError> {
+        let changes = self.references();
+        let known: Vec<bool> = {
+            let alloc = alloc.lock();
+            changes.iter().map(|(at, _)| alloc.attached(*at)).collect()
+        };
+        let (mut attached, mut freed) = (Vec::new(), Vec::new());
         let mut shared = BTreeSet::new();
-        for (at, delta) in delta {
+        for ((at, change), known) in changes.into_iter().zip(known) {
             let key = extents::reference_key(at);
-            let known = alloc.lock().attached(at);
-            let before = if known {
-                i64::from(extents::decode_count(batch.get(&key)?.as_ref())?)
-            } else {
-                0
+            let before = match known {
+                false => 0,
+                true if shares => i64::from(extents::decode_count(batch.get(&key)?.as_ref())?),
+                true => 1,
             };
-            let after = before + delta;
-            let run = Run { start: at, len: 1 };
+            let after = before + change;
             if !known && after > 0 {
-                alloc.lock().attach(run);
-                attached.insert(at);
+                attached.push(at);
             } else if known && after <= 0 {
-                alloc.lock().free_run(run);
+                freed.push(at);
             }
             if after > 1 {
                 shared.insert(at);
@@ -238,25 +276,45 @@ impl Plan {
                 batch.del(&key)?;
             }
         }
-        for ((object, number), (old, new)) in &mut self.chunks {
-            for block in new.iter_mut() {
-                if let Block::Data {
-                    at, shared: flag, ..
-                } = block
-                {
-                    *flag |= shared.contains(at);
+        {
+            let mut alloc = alloc.lock();
+            runs(&attached).for_each(|run| alloc.attach(run));
+            runs(&freed).for_each(|run| alloc.free_run(run));
+        }
+        for chunk in &mut self.chunks {
+            if !shared.is_empty() {
+                for block in &mut chunk.new {
+                    if let Block::Data {
+                        at, shared: flag, ..
+                    } = block
+                    {
+                        *flag |= shared.contains(at);
+                    }
                 }
             }
-            if old != new {
-                let key = extents::key(*object, *number);
-                match extents::encode(new) {
+            if chunk.old != chunk.new {
+                let key = extents::key(chunk.object, chunk.number);
+                match extents::encode(&chunk.new) {
                     Some(value) => batch.put(&key, &value)?,
                     None => batch.del(&key)?,
                 }
             }
         }
-        Ok(attached)
+        Ok(Committed {
+            attached,
+            shares: !shared.is_empty(),
+        })
     }
+}
+
+/// Blocks, in order, as runs.
+fn runs(blocks: &[u64]) -> impl Iterator<Item = Run> + '_ {
+    blocks
+        .chunk_by(|one, next| *next == one + 1)
+        .map(|run| Run {
+            start: run[0],
+            len: run.len() as u32,
+        })
 }
 
 /// What a block is as of some position: what lies on the device, and bytes over it.

@@ -112,6 +112,16 @@ impl Log {
         self.wal.free()
     }
 
+    /// The same as far as the host cannot refuse it.
+    pub(super) fn sure(&self) -> u64 {
+        self.wal.free().min(self.wal.sure())
+    }
+
+    /// Keeps the host's promise of space for what comes next.
+    pub(super) fn keep_promised(&mut self) {
+        self.wal.keep_promised();
+    }
+
     /// Bytes of the ring.
     pub(super) fn size(&self) -> u64 {
         self.size

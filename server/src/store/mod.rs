@@ -5,6 +5,7 @@
 
 mod apply;
 pub mod extents;
+mod host;
 mod log;
 mod pending;
 mod read;
@@ -33,8 +34,9 @@ use crate::superblock::{Stored, Superblock, SuperblockError};
 use crate::tree::{Snapshot, Tree, TreeError};
 use crate::wal::{StageAt, WalError, WalPosition};
 
-use apply::Plan;
+use apply::{Committed, Plan};
 use extents::{CHUNK_BLOCKS, DamagedExtent};
+use host::Host;
 use log::Log;
 use pending::Pending;
 pub use pending::StagedBlock;
@@ -44,9 +46,9 @@ pub use recover::{FormatError, FormatParams, OpenError};
 /// Key of the store's own record.
 const META: &[u8] = b"M";
 /// Apply when so many entries wait ...
-const APPLY_ENTRIES: usize = 64;
+const APPLY_ENTRIES: usize = 512;
 /// ... or so many bytes ...
-const APPLY_BYTES: usize = 2 << 20;
+const APPLY_BYTES: usize = 4 << 20;
 /// ... or after so long.
 const APPLY_AFTER: Duration = Duration::from_millis(50);
 /// Checkpoint after so many entries ...
@@ -169,12 +171,17 @@ pub struct Store {
     reserved: u64,
     checkpoint: Option<Checkpoint>,
     checkpoint_wanted: bool,
+    /// The flush before a checkpoint; its result.
+    warming: Option<Arc<Mutex<Option<io::Result<()>>>>>,
     last_checkpoint: Mono,
     since_checkpoint: usize,
     last_apply: Mono,
     now: Mono,
+    /// Whether the tree may hold blocks with more than one reference.
+    shares: bool,
     damaged_log: bool,
     poisoned: Option<String>,
+    host: Host,
 }
 
 /// Blocks that an entry's inline effects may need when they are applied.
@@ -467,6 +474,7 @@ impl Store {
             self.drop_old_stages();
         }
         self.finish_checkpoint()?;
+        self.keep_stock();
         if self.checkpoint.is_some() {
             return Ok(());
         }
@@ -487,11 +495,40 @@ impl Store {
             || (self.since_checkpoint > 0 && now.since(self.last_checkpoint) >= CHECKPOINT_AFTER)
             || half
             || self.checkpoint_wanted;
-        if due && (self.since_checkpoint > 0 || self.checkpoint_wanted) {
+        if due && (self.since_checkpoint > 0 || self.checkpoint_wanted) && self.warm()? {
             self.last_checkpoint = now;
             self.start_checkpoint();
         }
         Ok(())
+    }
+
+    /// Whether a checkpoint may begin: what has been written is flushed before it, while entries are still applied, so
+    /// that little is left for the time in which none are. One that somebody waits for begins at once.
+    fn warm(&mut self) -> Result<bool, StoreError> {
+        match &self.warming {
+            None if self.checkpoint_wanted => return Ok(true),
+            None => {
+                let result = Arc::new(Mutex::new(None));
+                let shared = result.clone();
+                self.warming = Some(result);
+                self.device
+                    .start_flush(Box::new(move |result| *shared.lock() = Some(result)));
+                return Ok(false);
+            }
+            Some(_) => {}
+        }
+        let done = self
+            .warming
+            .as_ref()
+            .and_then(|result| result.lock().take());
+        let Some(result) = done else {
+            return Ok(false);
+        };
+        self.warming = None;
+        match result {
+            Ok(()) => Ok(true),
+            Err(error) => Err(self.fail(StoreError::Io(error))),
+        }
     }
 
     /// Applies everything announced and checkpoints, blocking: for an orderly stop.
@@ -504,7 +541,7 @@ impl Store {
             std::thread::yield_now();
         }
         loop {
-            let upto = self.applicable();
+            let (before, upto) = (self.applied.seq, self.applicable());
             if upto > self.applied.seq {
                 self.apply(upto, extra)?;
             }
@@ -514,34 +551,49 @@ impl Store {
             self.alloc.lock().checkpoint_done();
             self.wal.release(self.applied_wal);
             self.since_checkpoint = 0;
-            if self.announced <= self.applied.seq {
+            // What has no space on the host stays in the log.
+            let stuck = self.applied.seq == before && self.host_is_short();
+            if self.announced <= self.applied.seq || stuck {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether what is announced needs more blocks than the host has space for.
+    fn host_is_short(&self) -> bool {
+        let alloc = self.alloc.lock();
+        alloc.ready() < self.reserved && alloc.ready() + alloc.aside() < alloc.free_now()
     }
 
     /// The newest announced entry that can be applied now. Admission counts freed blocks as free, but they can be
     /// handed out only after a checkpoint: where entries need those, what comes before them is applied, and a
     /// checkpoint is asked for.
     fn applicable(&mut self) -> Seq {
-        let (free, helps) = {
+        self.have_ready(self.reserved);
+        let (free, helps, short) = {
             let alloc = self.alloc.lock();
             let tree = metadata_reserve(alloc.blocks()) / 2;
             let now = alloc.free_now();
-            (now.saturating_sub(tree), alloc.free() > now)
+            let free = now.saturating_sub(tree).min(alloc.ready());
+            (free, alloc.free() > now, self.tree_is_short(&alloc))
         };
         let mut need = 0;
         let mut upto = self.applied.seq;
-        for held in &self.held {
+        for (count, held) in self.held.iter().enumerate() {
             need += held.blocks;
-            if held.entry.pos.seq > self.announced || need > free {
+            let full = need > free || (short && count >= APPLY_ENTRIES);
+            if held.entry.pos.seq > self.announced || full {
                 break;
             }
             upto = held.entry.pos.seq;
         }
+        self.checkpoint_wanted |= short;
         if upto < self.announced {
             if upto == self.applied.seq && !helps {
-                return self.announced;
+                return match self.host_is_short() {
+                    true => upto,
+                    false => self.announced,
+                };
             }
             self.checkpoint_wanted = true;
         }
@@ -561,8 +613,17 @@ impl Store {
         };
         let wal = self.wal.behind(last).ok_or(StoreError::Order)?;
         let records = extra(last.seq);
-        let result = self.apply_batch(last, wal, &records);
-        let attached = result.map_err(|err| self.fail(err))?;
+        let committed = match self.apply_batch(last, wal, &records) {
+            Ok(committed) => committed,
+            Err(StoreError::NoSpace) => {
+                // Nothing has changed; the host may have space later.
+                tracing::debug!("applying waits for space");
+                self.checkpoint_wanted |= self.since_checkpoint > 0;
+                return Ok(());
+            }
+            Err(err) => return Err(self.fail(err)),
+        };
+        self.shares |= committed.shares;
         self.applied = last;
         self.applied_wal = wal;
         self.since_checkpoint += batch.len();
@@ -582,7 +643,7 @@ impl Store {
                 for (start, len) in runs {
                     for at in start..start + u64::from(len) {
                         // A staged block that was overwritten within the batch: the log still names it.
-                        if !attached.contains(&at) && !alloc.attached(at) {
+                        if committed.attached.binary_search(&at).is_err() && !alloc.attached(at) {
                             alloc.free_run(Run { start: at, len: 1 });
                         }
                     }
@@ -600,11 +661,11 @@ impl Store {
         last: Pos,
         wal: WalPosition,
         extra: &[(Bytes, Option<Bytes>)],
-    ) -> Result<std::collections::BTreeSet<u64>, StoreError> {
+    ) -> Result<Committed, StoreError> {
         let upto = last.seq;
         let reader = self.reader()?;
         let mut plan = Plan::make(&self.pending, &reader, upto)?;
-        plan.write(&mut self.alloc.lock(), &*self.device, self.extents_at())?;
+        plan.write(&self.alloc, &*self.device, self.extents_at())?;
         let meta = postcard::to_stdvec(&Meta { applied: last, wal })
             .map_err(|err| StoreError::Damaged(err.to_string()))?;
         let mut failure = None;
@@ -619,14 +680,14 @@ impl Store {
             batch.put(META, &meta)?;
             // The tree takes chunks from the allocator whenever its cache is full, not only when it commits: no lock is
             // held over a put.
-            plan.commit(batch, &self.alloc).map_err(|err| {
+            plan.commit(batch, &self.alloc, self.shares).map_err(|err| {
                 let text = err.to_string();
                 failure = Some(err);
                 TreeError::Failed(text)
             })
         });
         match (result, failure) {
-            (Ok(attached), _) => Ok(attached),
+            (Ok(committed), _) => Ok(committed),
             (Err(_), Some(err)) => Err(err),
             (Err(err), None) => Err(err.into()),
         }
@@ -670,6 +731,7 @@ impl Store {
         );
         drop(alloc);
         self.wal.release(wal);
+        self.return_space();
         Ok(())
     }
 
@@ -700,7 +762,8 @@ impl Store {
         let cushion = self.space().cushion() / BLOCK;
         let (free, free_now, kept) = {
             let alloc = self.alloc.lock();
-            (alloc.free(), alloc.free_now(), kept_back(&alloc))
+            let limited = self.host.limit(&alloc);
+            (limited.free, limited.free_now, kept_back(&alloc))
         };
         let need = count + cushion + self.reserved + kept;
         if free_now < need {
@@ -710,6 +773,9 @@ impl Store {
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
             self.checkpoint_wanted = true;
             return done(Err(io::ErrorKind::WouldBlock.into()));
+        }
+        if !self.have_ready(count + self.reserved) {
+            return done(Err(full()));
         }
         let Some(runs) = self.alloc.lock().allocate(count as u32) else {
             return done(Err(full()));
@@ -939,27 +1005,32 @@ impl Store {
         Ok(())
     }
 
-    /// Reads data as of `at`; holes read as zeros. A small read is done before this returns.
+    /// Reads data as of `at`; holes read as zeros. A small read that the page cache can answer is done before this
+    /// returns; so is one that a quick device can answer, if the caller is `idle`: has nothing else to do meanwhile.
     pub fn start_read(
         &self,
-        object: Object,
-        offset: u64,
-        len: usize,
+        (object, offset, len): (Object, u64, usize),
         at: Seq,
+        idle: bool,
         done: Box<dyn FnOnce(Result<Bytes, ReadError>) + Send>,
     ) {
         let extents_at = self.extents_at();
         let plan = self
             .reader()
             .and_then(|reader| reader.plan(&self.pending, object, offset, len, at));
-        match plan {
-            Err(err) => done(Err(ReadError::Metadata(err))),
-            Ok(plan) if plan.is_small() => done(plan.read_now(&*self.device, extents_at)),
-            Ok(plan) => {
-                let pin = self.alloc.lock().pin();
-                plan.start(&*self.device, extents_at, pin, done);
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(err) => return done(Err(ReadError::Metadata(err))),
+        };
+        if plan.is_small() {
+            match plan.try_read(&*self.device, extents_at, idle) {
+                Ok(Some(data)) => return done(Ok(data)),
+                Ok(None) => {}
+                Err(error) => return done(Err(error)),
             }
         }
+        let pin = self.alloc.lock().pin();
+        plan.start(&*self.device, extents_at, pin, done);
     }
 
     /// Reads data as of `at` through the page cache.
@@ -1123,15 +1194,20 @@ impl Store {
     pub fn space(&self) -> Space {
         let alloc = self.alloc.lock();
         let kept = kept_back(&alloc);
+        let kept = match self.tree_is_short(&alloc) {
+            true => u64::MAX - self.reserved,
+            false => kept,
+        };
         let less = |blocks: u64| blocks.saturating_sub(kept + self.reserved) * BLOCK;
+        let limited = self.host.limit(&alloc);
         Space {
             total: alloc
                 .blocks()
-                .saturating_sub(metadata_reserve(alloc.blocks()))
+                .saturating_sub(metadata_reserve(alloc.blocks()) + limited.lost)
                 * BLOCK,
-            free: less(alloc.free()),
-            free_now: less(alloc.free_now()),
-            ring_free: self.wal.free(),
+            free: less(limited.free),
+            free_now: less(limited.free_now),
+            ring_free: self.wal.sure(),
             inodes: 0,
         }
     }

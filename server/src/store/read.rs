@@ -13,10 +13,10 @@ use parking_lot::Mutex;
 
 use super::apply::Resolved;
 use super::extents::{self, Block, CHUNK_BLOCKS, Chunk};
-use super::pending::Pending;
+use super::pending::{NEWEST, Pending};
 use super::{ReadError, StoreError};
 use crate::alloc::ReadPin;
-use crate::device::Device;
+use crate::device::{Device, Done};
 use crate::tree::Snapshot;
 
 /// How deep a chain of pending copies of copies is followed.
@@ -79,6 +79,26 @@ impl<'a> Reader<'a> {
         below: u64,
     ) -> Result<Resolved, StoreError> {
         self.resolve_deep(pending, object, block, at, below, 0)
+    }
+
+    /// What a block is as of `at`, given the chunk of the tree in which it lies.
+    pub(super) fn resolve_over(
+        &self,
+        pending: &Pending,
+        object: Object,
+        block: u32,
+        at: Seq,
+        chunk: &Chunk,
+    ) -> Result<Resolved, StoreError> {
+        let steps = pending.steps(object, block, at, NEWEST);
+        let base = chunk[(block % CHUNK_BLOCKS) as usize];
+        let base = match Pending::covers(&steps) {
+            true => Block::Hole,
+            false => base,
+        };
+        Resolved::from_steps(base, &steps, &mut |from, block, order| {
+            self.resolve_deep(pending, from, block, at, order, 1)
+        })
     }
 
     fn resolve_deep(
@@ -149,21 +169,26 @@ impl<'a> Reader<'a> {
         let first = offset / BLOCK;
         let last = (offset + len as u64).div_ceil(BLOCK);
         let touched = pending.touches(object);
+        let mut chunk = None;
         let blocks = (first..last)
             .map(|block| {
                 let block = block as u32;
                 if touched {
-                    return self.resolve(pending, object, block, at, super::pending::NEWEST);
+                    return self.resolve(pending, object, block, at, NEWEST);
                 }
-                let base =
-                    self.chunk(object, block / CHUNK_BLOCKS)?[(block % CHUNK_BLOCKS) as usize];
+                let number = block / CHUNK_BLOCKS;
+                let blocks = match chunk {
+                    Some((known, blocks)) if known == number => blocks,
+                    _ => chunk.insert((number, self.chunk(object, number)?)).1,
+                };
                 Ok(Resolved {
-                    base,
+                    base: blocks[(block % CHUNK_BLOCKS) as usize],
                     bytes: Vec::new(),
                 })
             })
             .collect::<Result<Vec<_>, StoreError>>()?;
         Ok(ReadPlan {
+            begins: offset == 0,
             blocks,
             skip: (offset - first * BLOCK) as usize,
             len,
@@ -171,8 +196,17 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Bytes fetched with the beginning of an object: what follows is its rest, or files written right after it.
+const READ_AHEAD: u64 = 128 << 10;
+
+/// Unit in which other small reads fetch what the page cache lacks: a medium takes hardly longer for it than for one
+/// block, and what was written together is often read together.
+const READ_AROUND: u64 = 16 << 10;
+
 /// The blocks of a read.
 pub(super) struct ReadPlan {
+    /// Whether it is a read of an object's beginning.
+    begins: bool,
     blocks: Vec<Resolved>,
     skip: usize,
     len: usize,
@@ -224,16 +258,44 @@ impl ReadPlan {
         device: &dyn Device,
         extents_at: u64,
     ) -> Result<Bytes, ReadError> {
+        let read = self.read_by(extents_at, |at, part| {
+            device.read_at(at, part).map(|()| true)
+        });
+        Ok(read?.unwrap_or_default())
+    }
+
+    /// Reads what the page cache has; `None` if something is missing there. A quick device is waited for if the caller
+    /// has nothing else to do.
+    pub(super) fn try_read(
+        &self,
+        device: &dyn Device,
+        extents_at: u64,
+        idle: bool,
+    ) -> Result<Option<Bytes>, ReadError> {
+        self.read_by(extents_at, |at, part| {
+            let around = match self.begins {
+                true => at..at + READ_AHEAD,
+                false => at / READ_AROUND * READ_AROUND..(at + 1).next_multiple_of(READ_AROUND),
+            };
+            device.read_soon(at, part, idle, around)
+        })
+    }
+
+    fn read_by(
+        &self,
+        extents_at: u64,
+        mut read: impl FnMut(u64, &mut [u8]) -> io::Result<bool>,
+    ) -> Result<Option<Bytes>, ReadError> {
         let mut out = BytesMut::zeroed(self.blocks.len() * BLOCK as usize);
         for fetch in self.fetches()? {
             let start = fetch.first * BLOCK as usize;
             let part = &mut out[start..start + fetch.crcs.len() * BLOCK as usize];
-            device
-                .read_at(extents_at + fetch.at * BLOCK, part)
-                .map_err(ReadError::Io)?;
+            if !read(extents_at + fetch.at * BLOCK, part).map_err(ReadError::Io)? {
+                return Ok(None);
+            }
             verify(part, &fetch.crcs)?;
         }
-        Ok(self.finish(out))
+        Ok(Some(self.finish(out)))
     }
 
     fn finish(&self, mut out: BytesMut) -> Bytes {
@@ -246,7 +308,8 @@ impl ReadPlan {
         out.freeze().slice(self.skip..self.skip + self.len)
     }
 
-    /// Reads past the page cache; `done` is called from another thread. `pin` keeps the blocks until then.
+    /// Reads without waiting, much past the page cache and little through it; `done` is called from another thread. `pin`
+    /// keeps the blocks until then.
     pub(super) fn start(
         self,
         device: &dyn Device,
@@ -265,6 +328,7 @@ impl ReadPlan {
         let whole = fetches.len() == 1
             && fetches[0].crcs.len() == self.blocks.len()
             && self.blocks.iter().all(|block| block.bytes.is_empty());
+        let small = self.is_small();
         let left = fetches.len();
         let shared = Arc::new(Mutex::new(Assembly {
             parts: Vec::new(),
@@ -277,17 +341,17 @@ impl ReadPlan {
             let (shared, plan, pin) = (shared.clone(), plan.clone(), pin.clone());
             let len = fetch.crcs.len() * BLOCK as usize;
             let at = extents_at + fetch.at * BLOCK;
-            device.start_read(
-                at,
-                len,
-                Box::new(move |result| {
-                    let result = result
-                        .map_err(ReadError::Io)
-                        .and_then(|data| verify(&data, &fetch.crcs).map(|()| data));
-                    drop(pin);
-                    Assembly::arrived(&shared, &plan, fetch.first, whole, result);
-                }),
-            );
+            let done: Done<Bytes> = Box::new(move |result| {
+                let result = result
+                    .map_err(ReadError::Io)
+                    .and_then(|data| verify(&data, &fetch.crcs).map(|()| data));
+                drop(pin);
+                Assembly::arrived(&shared, &plan, fetch.first, whole, result);
+            });
+            match small {
+                true => device.start_small_read(at, len, done),
+                false => device.start_read(at, len, done),
+            }
         }
     }
 }

@@ -13,14 +13,18 @@ use mortar_protocol::limits::BLOCK;
 use mortar_protocol::view::SetKind;
 use parking_lot::Mutex;
 
+use super::host::Host;
 use super::log::{Log, identity};
 use super::pending::Pending;
-use super::{META, Meta, Stage, StagedBlock, Store, StoreError, read};
+use super::{META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
 use crate::alloc::{Allocator, Run};
 use crate::device::Device;
 use crate::superblock::{Geometry, MIN_SIZE, Stored, Superblock, SuperblockError};
 use crate::tree::{Place, Tree, TreeError};
 use crate::wal::{Replayed, Wal};
+
+/// Bytes of the log for which a new brick has space on the host.
+const RING_AHEAD: u64 = 8 << 20;
 
 /// What a new brick is.
 #[derive(Clone, Debug)]
@@ -108,6 +112,9 @@ impl Store {
         // Old superblocks go first, so that a format that is interrupted leaves no brick.
         device.write_at(0, &[0; 128 << 10])?;
         device.flush()?;
+        // What must not fail later: superblocks, the first part of the log, the map of the tree's chunks.
+        device.allocate(0, geometry.wal.offset + geometry.wal.len.min(RING_AHEAD))?;
+        device.allocate(geometry.chunk_map.offset, geometry.chunk_map.len)?;
         let alloc = Arc::new(Mutex::new(Allocator::new(blocks(&geometry))));
         let tree = Tree::create(device.clone(), place(&geometry), alloc)?;
         let start = Wal::format(device.clone(), geometry.wal, identity(params.brick))
@@ -148,7 +155,13 @@ impl Store {
     pub fn open(device: Arc<dyn Device>) -> Result<Self, OpenError> {
         let superblock = Stored::load(&*device, true)?;
         let geometry = superblock.block.geometry;
-        let alloc = Arc::new(Mutex::new(Allocator::new(blocks(&geometry))));
+        let mut alloc = Allocator::new(blocks(&geometry));
+        if device.host_left().is_some() {
+            alloc.track_host();
+            // A brick of an earlier release may lack it; a full host is met later.
+            let _ = device.allocate(geometry.chunk_map.offset, geometry.chunk_map.len);
+        }
+        let alloc = Arc::new(Mutex::new(alloc));
         let tree = Tree::open(device.clone(), place(&geometry), alloc.clone())?;
         load_allocator(&tree, &alloc)?;
         let meta = tree
@@ -156,6 +169,12 @@ impl Store {
             .get(META)?
             .and_then(|bytes| postcard::from_bytes::<Meta>(&bytes).ok())
             .ok_or_else(|| StoreError::Damaged("the store's own record is missing".into()))?;
+        let mut shares = false;
+        let counts = (extents::reference_key(0), extents::reference_key(u64::MAX));
+        tree.snapshot()?.range(&counts.0, &counts.1, &mut |_, _| {
+            shares = true;
+            ControlFlow::Break(())
+        })?;
         let (mut wal, mut entries, log_damaged) = Log::open(
             device.clone(),
             geometry.wal,
@@ -197,13 +216,17 @@ impl Store {
             now: Mono(0),
             checkpoint: None,
             checkpoint_wanted: false,
+            warming: None,
+            shares,
             last_checkpoint: Mono::default(),
             since_checkpoint: 0,
             last_apply: Mono::default(),
             damaged_log: log_damaged || damaged,
             poisoned: None,
+            host: Host::default(),
         };
         store.take_in(entries)?;
+        store.keep_stock();
         Ok(store)
     }
 

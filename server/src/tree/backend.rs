@@ -216,8 +216,9 @@ impl ChunkBackend {
             out.fill(0);
             return Ok(());
         };
+        let start = self.device_offset(&chunk, 0);
         self.device
-            .read_at(self.device_offset(&chunk, within as u64 * BLOCK), out)?;
+            .read_near(start + within as u64 * BLOCK, out, start..start + CHUNK)?;
         if page != 0 && crc32fast::hash(out) != chunk.crcs[within] {
             return Err(damaged(format!(
                 "page {page} of the metadata tree fails its checksum"

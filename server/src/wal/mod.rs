@@ -22,8 +22,13 @@ use ring::{Ring, SEGMENT};
 
 pub use open::{Damage, Opened, Replayed};
 
+/// The log is written in multiples of this, the page cache's unit, in bytes.
+const PAGE: usize = 4 << 10;
 /// Bytes of the ring that appends leave free.
 const SPARE: u64 = HEADER as u64;
+
+/// Bytes of the ring for which the host's promise of space is kept ahead, in the first lap.
+const PROMISED: u64 = 16 << 20;
 
 /// Where a stage lies on this device: (first block, number of blocks) for each run of the extent area.
 pub type StageAt = (StageId, Vec<(u64, u32)>);
@@ -120,6 +125,11 @@ pub struct Wal {
     announced: Seq,
     /// In the first lap: everything before this offset has been written once.
     filled: u64,
+    /// What the head's page holds before the head: a write starts with it, so that the page cache need not fetch a
+    /// page of an earlier lap from the device only to change a part of it.
+    page: Vec<u8>,
+    /// Up to where the host has promised space, in the first lap.
+    promised: u64,
 }
 
 impl Wal {
@@ -151,13 +161,47 @@ impl Wal {
             return Err(WalError::Full { needed, free });
         }
         self.fill_ahead(end.offset)?;
-        self.ring.write(self.head.offset, &batch.parts())?;
+        self.write_at_head(&batch.parts(), end.offset)?;
         self.head = end;
         Ok(batch.positions)
     }
 
+    /// Writes what lies between the head and `end` as whole pages: behind it zeros, unless the oldest entries still
+    /// lie there.
+    fn write_at_head(&mut self, parts: &[&[u8]], end: u64) -> Result<(), WalError> {
+        static ZEROS: [u8; PAGE] = [0; PAGE];
+        let room = self.tail + self.ring.len() - end;
+        let padding = room.min(end.next_multiple_of(PAGE as u64) - end) as usize;
+        let mut all = Vec::with_capacity(parts.len() + 2);
+        all.push(&self.page[..]);
+        all.extend(parts);
+        all.push(&ZEROS[..padding]);
+        self.ring
+            .write(self.head.offset - self.page.len() as u64, &all)?;
+        all.pop();
+        let keep = (end % PAGE as u64) as usize;
+        let mut last = vec![0; keep];
+        let mut missing = keep;
+        for part in all.iter().rev() {
+            let count = part.len().min(missing);
+            last[missing - count..missing].copy_from_slice(&part[part.len() - count..]);
+            missing -= count;
+        }
+        self.page = last;
+        Ok(())
+    }
+
+    /// Reads what the head's page holds before the head.
+    fn load_page(&mut self) -> Result<(), WalError> {
+        self.page
+            .resize((self.head.offset % PAGE as u64) as usize, 0);
+        let start = self.head.offset - self.page.len() as u64;
+        Ok(self.ring.read(start, &mut self.page)?)
+    }
+
     fn encode<'a>(&self, records: &[WalRecord<'a>]) -> Result<Batch<'a>, WalError> {
         let mut batch = Batch::default();
+        batch.buf.reserve(records.len() * ROOM);
         let mut at = self.head;
         for record in records {
             let entry = record.entry;
@@ -207,11 +251,37 @@ impl Wal {
     /// appends never allocate on the host.
     fn fill_ahead(&mut self, end: u64) -> Result<(), WalError> {
         let goal = (end / SEGMENT + 2) * SEGMENT;
+        self.promise_ahead(goal);
         while self.filled < goal.min(self.ring.len()) {
             self.ring.clear(self.filled)?;
             self.filled += SEGMENT;
         }
         Ok(())
+    }
+
+    /// In the first lap: has the host promise space well beyond `goal`, so that there is room for what gives space
+    /// back when its file system is full.
+    fn promise_ahead(&mut self, goal: u64) {
+        let (len, from) = (self.ring.len(), self.promised);
+        if from < len && from < goal + PROMISED / 2 {
+            let upto = len.min(goal + PROMISED);
+            if self.ring.promise(from, upto).is_ok() {
+                self.promised = upto;
+            }
+        }
+    }
+
+    /// Asks the host again for what it has not promised.
+    pub fn keep_promised(&mut self) {
+        self.promise_ahead((self.head.offset / SEGMENT + 2) * SEGMENT);
+    }
+
+    /// Bytes that can be appended without a promise that the host could refuse.
+    pub fn sure(&self) -> u64 {
+        match self.promised < self.ring.len() {
+            true => (self.promised.saturating_sub(self.head.offset)).saturating_sub(2 * SEGMENT),
+            false => u64::MAX,
+        }
     }
 
     /// The position behind the last entry.
@@ -271,6 +341,7 @@ impl Wal {
         let bytes = mark.encode(self.identity, &[]);
         self.ring.write(to.offset, &[&bytes])?;
         self.head = mark.after();
+        self.load_page()?;
         self.flushed = self.flushed.min(to.offset);
         self.ring.device().flush()?;
         self.flushed = self.head.offset;
@@ -298,7 +369,9 @@ impl Wal {
 }
 
 /// Bodies of at least this many bytes are written from where they are.
-const LARGE: usize = 8 << 10;
+const LARGE: usize = 2 << 10;
+/// Bytes a record without a large body usually takes.
+const ROOM: usize = 512;
 
 /// Encoded records. Large bodies are not copied.
 #[derive(Default)]

@@ -88,15 +88,18 @@ impl Wal {
             at: head.offset,
             flushed: later,
         });
-        let wal = Self {
+        let mut wal = Self {
             identity,
             tail: start.offset,
             head,
             flushed,
             announced,
             filled: head.offset.next_multiple_of(SEGMENT),
+            page: Vec::new(),
+            promised: head.offset.next_multiple_of(SEGMENT),
             ring,
         };
+        wal.load_page()?;
         Ok(Opened { wal, damage })
     }
 

@@ -74,6 +74,13 @@ impl Ring {
         Ok(())
     }
 
+    /// Has the host promise space for a range within the first lap.
+    pub(super) fn promise(&self, from: u64, upto: u64) -> io::Result<()> {
+        let upto = upto.min(self.region.len);
+        let len = upto.saturating_sub(from);
+        self.device.allocate(self.region.offset + from, len)
+    }
+
     /// Fills the segment at a logical offset with zeros.
     pub(super) fn clear(&self, segment: u64) -> io::Result<()> {
         static ZEROS: [u8; SEGMENT as usize] = [0; SEGMENT as usize];

@@ -59,6 +59,7 @@ pub fn shape() -> SetShape {
         shard_size: SHARD_SIZE,
         durable: false,
         session_timeout_ms: 20_000,
+        open_wait_ms: 10_000,
     }
 }
 

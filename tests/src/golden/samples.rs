@@ -6,7 +6,7 @@ use mortar_protocol::attr::{Attr, Cred, FileKind, SetAttr, Time};
 use mortar_protocol::enrol::{EnrolReply, Enrolment};
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{
-    Answer, Call, Change, Cut, DirEntry, Fop, InodeOp, LockHeld, LockKind, LockOutcome,
+    Answer, Call, Change, Cut, DirEntry, Fop, InodeOp, LeftTxn, LockHeld, LockKind, LockOutcome,
     LockRequest, Part, Reply, Request, Stage, StageAnswer, TxnStatus, XattrMode,
 };
 use mortar_protocol::ids::{
@@ -229,6 +229,10 @@ pub fn fops() -> Vec<Fop> {
         Fop::Abort { txn: TXN },
         Fop::Forget { txn: TXN },
         Fop::Lock(lock(LockKind::Unlock)),
+        Fop::Claim {
+            opening: Opening(3),
+            locks: vec![lock(LockKind::Write)],
+        },
     ]
 }
 
@@ -322,6 +326,17 @@ fn replies() -> Vec<(&'static str, Reply)> {
             Reply::Renewed {
                 orphans: vec![ID],
                 garbage: vec![(OTHER, 1 << 30)],
+                claim: Some(Opening(3)),
+                left: vec![
+                    LeftTxn::Intent {
+                        txn: TXN,
+                        decider: SetIndex(1),
+                    },
+                    LeftTxn::Decided {
+                        txn: TXN,
+                        sets: vec![SetIndex(0)],
+                    },
+                ],
             },
         ),
         ("Parts", Reply::Parts(vec![attr()])),
@@ -332,6 +347,12 @@ fn replies() -> Vec<(&'static str, Reply)> {
                 attr: attr(),
                 others: 40,
                 otherwise: TIME,
+            },
+        ),
+        (
+            "Claimed",
+            Reply::Claimed {
+                lost: vec![(ID, 5)],
             },
         ),
     ]

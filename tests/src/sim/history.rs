@@ -6,6 +6,8 @@ use parking_lot::Mutex;
 
 /// Names in each directory that clients use.
 pub const NAMES: usize = 4;
+/// Extended attributes that clients use.
+pub const XATTRS: usize = 2;
 /// Directories that clients use: the root and one below it.
 pub const DIRS: usize = 2;
 
@@ -44,6 +46,24 @@ pub enum Act {
     Size { id: u64 },
     /// fsync.
     Sync { id: u64 },
+    /// Locks a part of a file for an owner: both halves are 2.
+    Lock {
+        id: u64,
+        owner: u64,
+        part: u64,
+        shared: bool,
+        wait: bool,
+    },
+    /// Unlocks all of it.
+    Unlock { id: u64, owner: u64 },
+    /// Opens a file: from then on it stays, whatever its names.
+    Open { id: u64, owner: u64 },
+    /// Closes it.
+    Close { id: u64, owner: u64 },
+    /// Sets an extended attribute, to the number of the call.
+    SetXattr { id: u64, name: usize },
+    /// Reads one.
+    GetXattr { id: u64, name: usize },
 }
 
 /// What it was told.
@@ -63,6 +83,10 @@ pub enum Told {
     Got(Vec<u64>),
     /// Blocks of size.
     Size(u64),
+    /// Taken hold of, or let go, in this session.
+    Session(u64),
+    /// Value of an extended attribute.
+    Value(Option<u64>),
     /// An error.
     Failed(Errno),
 }

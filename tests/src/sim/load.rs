@@ -7,31 +7,43 @@ use mortar_client::volume::{FileOp, NewInode, RenameMode, Res, Volume};
 use mortar_protocol::attr::{Cred, FileKind};
 use mortar_protocol::env::Env;
 use mortar_protocol::error::Errno;
+use mortar_protocol::fop::XattrMode;
 use mortar_protocol::ids::InodeId;
 
 use super::exec::{MILLI, SimEnv};
-use super::history::{Act, NAMES, Name, Told};
+use super::history::{Act, NAMES, Name, Told, XATTRS};
+use super::hold::Held;
 use super::net::ClientEnd;
+use super::oracle::data::file_of;
 use super::rng::Rng;
 use super::tags;
-use super::world::{VOLUME, World};
+use super::world::{SHARD, VOLUME, World};
 
 /// Files that all clients write to.
 const FILES: u64 = 3;
 /// Clients from this number on prepare and look, they do not load.
 pub const FIRST_HELPER: u32 = 1_000;
-/// Blocks of the longest append: less than what is staged.
-const LONGEST_APPEND: u64 = 100;
+/// Blocks of a long append: more than an entry holds inline, so that it goes ahead of its entry.
+const LONG_APPEND: std::ops::Range<u64> = 2_049..2_600;
+/// Blocks read in the end: all that long appends may have made.
+const READ_AT_END: u64 = 40_000;
 /// Blocks that files are written up to.
 const EXTENT: u64 = 64;
+/// The blocks of the wide file begin so many before the end of its first shard.
+const BEFORE_END: u64 = 32;
 
 /// A client's hands.
 #[derive(Clone)]
-struct Hands {
-    world: Arc<World>,
-    client: u32,
-    env: Arc<dyn Env>,
-    volume: Volume,
+pub(super) struct Hands {
+    pub(super) world: Arc<World>,
+    pub(super) client: u32,
+    pub(super) env: Arc<dyn Env>,
+    pub(super) volume: Volume,
+    pub(super) held: Arc<Held>,
+}
+
+fn xattr(name: usize) -> Bytes {
+    Bytes::from(format!("user.x{name}"))
 }
 
 impl World {
@@ -41,9 +53,9 @@ impl World {
         let world = Arc::clone(self);
         self.with_hands(client, move |hands, mut rng| async move {
             let mut workers = Vec::new();
-            for _ in 0..world.plan.workers {
+            for owner in 0..u64::from(world.plan.workers) {
                 let (hands, rng) = (hands.clone(), rng.fork());
-                workers.push(async move { hands.work(rng).await });
+                workers.push(async move { hands.work(owner, rng).await });
             }
             futures_util::future::join_all(workers).await;
             hands.volume.close().await;
@@ -80,6 +92,9 @@ impl World {
         let world = Arc::clone(self);
         self.with_hands(client, move |hands, _| async move {
             hands.read_all().await;
+            // Sessions of dead clients end, and what they left is brought to its end.
+            let more = std::time::Duration::from_secs(world.plan.session_timeout + 8);
+            hands.env.sleep(more).await;
             hands.volume.close().await;
             world.working.lock().remove(&client);
         });
@@ -111,11 +126,13 @@ impl World {
             world
                 .exec
                 .note(&format!("c{client} has session {}", volume.session()));
+            let held = Held::of(&volume);
             let hands = Hands {
                 world,
                 client,
                 env: own,
                 volume,
+                held,
             };
             act(hands, rng).await;
         }));
@@ -124,7 +141,7 @@ impl World {
 
 impl Hands {
     /// Writes a call down, makes it, and writes the answer down.
-    async fn call(&self, act: Act) -> Told {
+    pub(super) async fn call(&self, act: Act) -> Told {
         let number = {
             let history = &self.world.history;
             let start = self.world.exec.stamp();
@@ -182,15 +199,25 @@ impl Hands {
                 Ok(Told::Found(attr.gfid.id.0, attr.kind == FileKind::Dir))
             }
             Act::List { dir } => self.list(dir).await,
+            Act::Lock { .. } | Act::Unlock { .. } | Act::Open { .. } | Act::Close { .. } => {
+                self.act_on_holds(act).await
+            }
             _ => self.act_on_data(number, act).await,
         }
     }
 
     async fn list(&self, dir: usize) -> Res<Told> {
         let parent = self.world.places.lock().0[dir];
-        let listing = self.volume.readdir(parent, 0, 64 << 10, false).await?;
-        let mut list = Vec::new();
-        for entry in listing.entries {
+        let (mut list, mut entries, mut after) = (Vec::new(), Vec::new(), 0);
+        loop {
+            let listing = self.volume.readdir(parent, after, 64 << 10, false).await?;
+            after = listing.entries.last().map_or(after, |entry| entry.offset);
+            entries.extend(listing.entries);
+            if listing.end {
+                break;
+            }
+        }
+        for entry in entries {
             let own = (0..NAMES).find(|at| entry.name[..] == *format!("n{at}").as_bytes());
             if let Some(own) = own {
                 list.push((dir * NAMES + own, entry.gfid.id.0));
@@ -200,12 +227,21 @@ impl Hands {
         Ok(Told::Listed(list))
     }
 
+    /// Where a file's blocks begin, in bytes.
+    fn base(&self, id: u64) -> u64 {
+        match *self.world.wide.lock() == Some(id) {
+            true => SHARD - BEFORE_END * tags::BLOCK as u64,
+            false => 0,
+        }
+    }
+
     async fn act_on_data(&self, number: usize, act: Act) -> Res<Told> {
         let volume = &self.volume;
         const BLOCK: u64 = tags::BLOCK as u64;
+        let base = file_of(&act).map_or(0, |id| self.base(id));
         match act {
             Act::Write { id, offset, count } => {
-                let offset = offset * BLOCK;
+                let offset = base + offset * BLOCK;
                 let data = tags::make(self.client, number, offset, count).into();
                 self.change(id, FileOp::Write { offset, data }).await?;
                 Ok(Told::Done)
@@ -214,15 +250,15 @@ impl Hands {
                 let data = tags::make(self.client, number, tags::ANYWHERE, count).into();
                 let at = self.change(id, FileOp::Append { data }).await?;
                 let at = at.ok_or(Errno::EINVAL)?;
-                Ok(Told::At(at / BLOCK))
+                Ok(Told::At((at - base) / BLOCK))
             }
             Act::Truncate { id, size } => {
-                let size = size * BLOCK;
+                let size = base + size * BLOCK;
                 self.change(id, FileOp::Truncate { size }).await?;
                 Ok(Told::Done)
             }
             Act::Read { id, offset, count } => {
-                let (offset, len) = (offset * BLOCK, (count * BLOCK) as u32);
+                let (offset, len) = (base + offset * BLOCK, (count * BLOCK) as u32);
                 let bytes = volume.read(InodeId(id), offset, len).await?;
                 match tags::parse(offset, &bytes) {
                     Ok(values) => Ok(Told::Got(values)),
@@ -234,7 +270,24 @@ impl Hands {
             }
             Act::Size { id } => {
                 let attr = volume.getattr(InodeId(id)).await?;
-                Ok(Told::Size(attr.size / BLOCK))
+                Ok(Told::Size((attr.size - base) / BLOCK))
+            }
+            Act::SetXattr { id, name } => {
+                let (name, value) = (xattr(name), number.to_string().into());
+                let mode = XattrMode::Set;
+                self.change(id, FileOp::SetXattr { name, value, mode })
+                    .await?;
+                Ok(Told::Done)
+            }
+            Act::GetXattr { id, name } => {
+                let value = match volume.getxattr(InodeId(id), xattr(name)).await {
+                    Err(Errno::ENODATA) => return Ok(Told::Value(None)),
+                    value => value?,
+                };
+                let value = str::from_utf8(&value)
+                    .ok()
+                    .and_then(|text| text.parse().ok());
+                Ok(Told::Value(Some(value.ok_or(Errno::EINVAL)?)))
             }
             Act::Sync { id } => {
                 volume.fsync(InodeId(id)).await?;
@@ -269,15 +322,29 @@ impl Hands {
                 .await?;
             files.push(file.gfid.id.0);
         }
+        if self.volume.is_distributed() {
+            let wide = files[0];
+            *self.world.wide.lock() = Some(wide);
+            let size = self.base(wide);
+            self.change(wide, FileOp::Truncate { size }).await?;
+        }
         *self.world.places.lock() = (vec![root, dir.gfid.id], files);
         Ok(())
     }
 
-    async fn work(&self, mut rng: Rng) {
+    pub(super) async fn pause(&self, rng: &mut Rng) {
+        let pause = rng.below(self.world.plan.pause);
+        if !rng.permille(300) {
+            self.env.sleep(std::time::Duration::from_nanos(pause)).await;
+        }
+    }
+
+    async fn work(&self, owner: u64, mut rng: Rng) {
         for _ in 0..self.world.plan.calls {
-            let pause = rng.below(self.world.plan.pause);
-            if !rng.permille(300) {
-                self.env.sleep(std::time::Duration::from_nanos(pause)).await;
+            self.pause(&mut rng).await;
+            if rng.permille(self.world.plan.holds) {
+                self.hold(owner, &mut rng).await;
+                continue;
             }
             let act = if rng.permille(self.world.plan.names) {
                 self.draw_name(&mut rng)
@@ -335,16 +402,18 @@ impl Hands {
                 None => Act::Lookup { at },
             },
             12..=14 => Act::Lookup { at },
+            // A listing over several sets is no moment of all of them.
+            _ if self.volume.is_distributed() => Act::Lookup { at },
             _ => Act::List { dir: at / NAMES },
         }
     }
 
-    fn known(&self, rng: &mut Rng) -> Option<u64> {
+    pub(super) fn known(&self, rng: &mut Rng) -> Option<u64> {
         let known = self.world.known.lock();
         known.get(rng.below(known.len() as u64) as usize).copied()
     }
 
-    fn draw_data(&self, rng: &mut Rng) -> Act {
+    pub(super) fn draw_data(&self, rng: &mut Rng) -> Act {
         let shared = {
             let places = self.world.places.lock();
             places.1[rng.below(FILES) as usize]
@@ -362,13 +431,25 @@ impl Hands {
             8
         };
         let count = rng.range(1, largest + 1);
-        let kinds = if self.world.plan.blackout { 22 } else { 16 };
+        let kinds = if self.world.plan.blackout { 24 } else { 18 };
+        let wide = *self.world.wide.lock() == Some(id);
         match rng.below(kinds) {
+            // A write over the end of a shard is two; an append knows no end.
+            0..=6 if wide => {
+                let room = match offset < BEFORE_END {
+                    true => BEFORE_END - offset,
+                    false => EXTENT,
+                };
+                let count = count.min(room);
+                Act::Write { id, offset, count }
+            }
             0..=4 => Act::Write { id, offset, count },
-            // Longer ones are several entries: a truncation may come between them.
             5 | 6 => Act::Append {
                 id,
-                count: count.min(LONGEST_APPEND),
+                count: match rng.permille(self.world.plan.long_appends) {
+                    true => rng.range(LONG_APPEND.start, LONG_APPEND.end),
+                    false => count,
+                },
             },
             7 => Act::Truncate {
                 id,
@@ -376,10 +457,21 @@ impl Hands {
             },
             8..=12 => Act::Read {
                 id,
-                offset,
+                offset: match rng.permille(self.world.plan.long_appends) {
+                    true => rng.below(LONG_APPEND.end),
+                    false => offset,
+                },
                 count: rng.range(1, 100),
             },
             13 => Act::Size { id },
+            14 => Act::SetXattr {
+                id,
+                name: rng.below(XATTRS as u64) as usize,
+            },
+            15 => Act::GetXattr {
+                id,
+                name: rng.below(XATTRS as u64) as usize,
+            },
             _ => Act::Sync { id },
         }
     }
@@ -390,14 +482,11 @@ impl Hands {
         acts.extend((0..2).map(|dir| Act::List { dir }));
         let files = self.world.places.lock().1.clone();
         for id in files {
-            acts.extend([
-                Act::Size { id },
-                Act::Read {
-                    id,
-                    offset: 0,
-                    count: 2000,
-                },
-            ]);
+            acts.push(Act::Size { id });
+            let count = 2_000;
+            let offsets = (0..READ_AT_END).step_by(count as usize);
+            acts.extend(offsets.map(|offset| Act::Read { id, offset, count }));
+            acts.extend((0..XATTRS).map(|name| Act::GetXattr { id, name }));
         }
         for act in acts {
             while self.call(act).await.is_unknown() {

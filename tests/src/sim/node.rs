@@ -389,8 +389,11 @@ impl World {
         let ended = self.plan.blackout || self.nodes.len() == 1;
         let views = self.control.state.state();
         let run = views.volume(VOLUME).and_then(|volume| {
-            let view = volume.sets.first()?.current.as_ref()?;
-            Some(view.member(frame.envelope.to)?.run)
+            let views = volume.sets.iter().filter_map(|set| set.current.as_ref());
+            let member = views
+                .filter_map(|view| view.member(frame.envelope.to))
+                .next()?;
+            Some(member.run)
         });
         let (Some(run), false) = (run, ended || !self.rng.lock().permille(30)) else {
             return false;

@@ -44,12 +44,18 @@ pub struct Plan {
     pub pause: u64,
     /// Largest write in blocks of 512 bytes.
     pub largest: u64,
+    /// Appends of 1000 that are longer than what an entry holds inline.
+    pub long_appends: u64,
     /// `network.session-timeout`, in seconds.
     pub session_timeout: u64,
     /// `cluster.open-wait`, in seconds.
     pub open_wait: u64,
     /// All machines, clients too, lose power when half of the calls are made.
     pub blackout: bool,
+    /// Clients do not: they go on with servers that may have lost what was not flushed.
+    pub clients_survive: bool,
+    /// Calls of 1000 that take hold of a file first: by a lock, or by opening it.
+    pub holds: u64,
     /// What goes wrong, with its time after the start of the load.
     pub troubles: Vec<(u64, Trouble)>,
     /// Seed of what clients do.
@@ -63,16 +69,19 @@ impl Plan {
         let clients = rng.range(2, 5) as u32;
         let mut plan = Self {
             nodes,
-            sets: 1,
+            sets: if rng.permille(350) { 2 } else { 1 },
             clients,
             workers: rng.range(1, 3) as u32,
             calls: rng.range(20, 60) as u32,
             names: [300, 500, 800][rng.below(3) as usize],
             pause: [2 * MILLI, 20 * MILLI, 200 * MILLI][rng.below(3) as usize],
             largest: [8, 16, 300][rng.below(3) as usize],
+            long_appends: [0, 0, 250][rng.below(3) as usize],
             session_timeout: rng.range(5, 8),
             open_wait: rng.range(1, 11),
             blackout: rng.permille(300),
+            clients_survive: rng.permille(500),
+            holds: [0, 50, 150][rng.below(3) as usize],
             troubles: Vec::new(),
             load: rng.fork(),
         };

@@ -96,12 +96,16 @@ impl World {
         });
     }
 
-    /// All machines lose power: what was not flushed may be lost, also if clients were told that it was done.
+    /// All machines lose power: what was not flushed may be lost, also if clients were told that it was done. The
+    /// clients' machines too, unless the plan says otherwise.
     pub fn black_out(self: &Arc<Self>) {
         *self.calm.lock() = true;
-        let clients: Vec<u32> = self.working.lock().iter().copied().collect();
-        for client in clients {
-            self.kill_client(client);
+        *self.blackout_at.lock() = Some(self.exec.stamp());
+        if !self.plan.clients_survive {
+            let clients: Vec<u32> = self.working.lock().iter().copied().collect();
+            for client in clients {
+                self.kill_client(client);
+            }
         }
         let survival = match self.rng.lock().below(3) {
             0 => Survival::Nothing,

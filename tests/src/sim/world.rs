@@ -26,6 +26,8 @@ use super::rng::Rng;
 pub const VOLUME: &str = "sim";
 /// Port of the first node; the others follow.
 const PORT: u16 = 24_007;
+/// Size of a shard, in bytes.
+pub const SHARD: u64 = 4 << 20;
 /// Most steps of one run: beyond it something goes round in circles.
 const MAX_STEPS: u64 = 20_000_000;
 
@@ -64,6 +66,10 @@ pub struct World {
     pub working: Mutex<BTreeSet<u32>>,
     /// The directories that clients use, and the files they share.
     pub places: Mutex<(Vec<InodeId>, Vec<u64>)>,
+    /// The file among them that has data on both sides of the end of its first shard, if there are several sets.
+    pub wide: Mutex<Option<u64>>,
+    /// When all machines lost power, by the clock of the history.
+    pub blackout_at: Mutex<Option<u64>>,
     /// Files clients have come across lately.
     pub known: Mutex<Vec<u64>>,
     /// Nothing goes wrong any more.
@@ -113,6 +119,8 @@ impl World {
             stopped: Mutex::default(),
             working: Mutex::default(),
             places: Mutex::default(),
+            wide: Mutex::default(),
+            blackout_at: Mutex::default(),
             known: Mutex::default(),
             calm: Mutex::default(),
             power_loss: Mutex::default(),
@@ -227,6 +235,7 @@ fn create(control: &ControlPlane, plan: &Plan, rng: &mut Rng) -> Result<VolumeIn
             options: vec![
                 option("network.session-timeout", plan.session_timeout.to_string()),
                 option("cluster.open-wait", plan.open_wait.to_string()),
+                option("features.shard-block-size", SHARD.to_string()),
             ],
         },
         Command::Start {

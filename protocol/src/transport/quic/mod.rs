@@ -158,7 +158,7 @@ impl Runtime for Pinned {
         socket: std::net::UdpSocket,
     ) -> std::io::Result<Arc<dyn AsyncUdpSocket>> {
         let _context = self.0.enter();
-        TokioRuntime.wrap_udp_socket(socket)
+        Ok(socket::Watched::new(socket)?)
     }
 }
 

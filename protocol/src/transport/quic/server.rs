@@ -14,8 +14,8 @@ use tokio::runtime::Handle;
 
 use super::assemble::{ReadFault, read_frame};
 use super::{
-    LogGate, Pinned, QuicError, bind, code, endpoint_config, is_rejection, socket,
-    transport_config, write_frame,
+    LogGate, Pinned, QuicError, bind, code, endpoint_config, is_rejection, transport_config,
+    write_frame,
 };
 use crate::env::Mono;
 use crate::env_real::mono_now;
@@ -133,7 +133,7 @@ impl QuicServer {
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(reset, u64::from_le_bytes(key))?,
             Some((*shared.other).clone()),
-            socket::Watched::new(udp),
+            udp,
             pinned,
         )
         .map_err(|error| QuicError::Socket(listen, error))?;

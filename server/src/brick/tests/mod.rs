@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::fop::{Call, Fop, InodeOp, Reply};
-use mortar_protocol::ids::{Gfid, InodeId, Mark, Seq, StageId};
+use mortar_protocol::fop::{Call, Fop, InodeOp, LockKind, LockOutcome, LockRequest, Reply};
+use mortar_protocol::ids::{Gfid, InodeId, Mark, Opening, Seq, SessionId, StageId};
 use mortar_protocol::peer::PeerMessage;
 
 use crate::device::sim::{Fault as DiskFault, Survival};
-use rig::{Rig, SESSION, change, create, write};
+use rig::{FILE, Rig, SESSION, change, create, write};
 
 #[test]
 fn creates_writes_and_reads_on_every_member() {
@@ -322,6 +322,21 @@ fn a_session_that_the_control_plane_ended_is_unknown_and_stays_so() {
 }
 
 #[test]
+fn the_control_plane_is_told_of_a_session_that_its_client_ended_until_it_knows() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    rig.done(Fop::SessionEnd, b"");
+    rig.pass(Duration::from_secs(1));
+    assert_eq!(rig.gone, [SESSION]);
+    rig.pass(Duration::from_secs(5));
+    assert_eq!(rig.gone, [SESSION; 2], "the first time may be lost");
+    rig.live.clear();
+    rig.tell_sessions();
+    rig.pass(Duration::from_secs(11));
+    assert_eq!(rig.gone, [SESSION; 2]);
+}
+
+#[test]
 fn reads_of_a_backup_wait_for_what_it_holds() {
     let mut rig = Rig::new(3);
     rig.create();
@@ -356,4 +371,137 @@ fn a_mark_of_a_later_place_than_the_set_has_is_lost() {
         seq: Seq(1_000),
     };
     assert!(matches!(rig.sync(mark), Err(Fault::Lost(_))));
+}
+
+/// A second client beside [`SESSION`].
+const OTHER: SessionId = SessionId(2);
+
+fn as_session(rig: &mut Rig, session: SessionId, fop: Fop) -> Result<Reply, Fault> {
+    let call = Call {
+        session,
+        ..rig.request(fop)
+    };
+    let primary = rig.primary();
+    let slot = rig.send(primary, call, Bytes::new());
+    rig.settle();
+    let answer = slot.lock().take();
+    answer.expect("an answer").0.result
+}
+
+fn lock(start: u64) -> LockRequest {
+    LockRequest {
+        id: FILE.id,
+        owner: 1,
+        start,
+        end: start + 9,
+        kind: LockKind::Write,
+        pid: 1,
+        wait: false,
+    }
+}
+
+fn locked(result: Result<Reply, Fault>) -> LockOutcome {
+    match result {
+        Ok(Reply::Locked { outcome, .. }) => outcome,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Two sessions, a lock of the first that is lost with the power, and the set is open again.
+fn with_a_lost_lock() -> Rig {
+    let mut rig = Rig::new(3);
+    rig.live.push(OTHER);
+    rig.tell_sessions();
+    rig.create();
+    assert_eq!(
+        as_session(&mut rig, OTHER, Fop::SessionBegin),
+        Ok(Reply::Done)
+    );
+    let mark = rig.done(write(0, 4), b"file").mark;
+    assert_eq!(rig.sync(mark), Ok(Reply::Done));
+    let granted = as_session(&mut rig, SESSION, Fop::Lock(lock(0)));
+    assert_eq!(locked(granted), LockOutcome::Granted);
+    for at in 0..3 {
+        rig.reboot(at, Survival::Nothing);
+    }
+    rig.settle();
+    rig
+}
+
+fn asked_for(rig: &mut Rig, session: SessionId) -> Option<Opening> {
+    let renew = Fop::Renew {
+        open: Vec::new(),
+        released: Vec::new(),
+    };
+    match as_session(rig, session, renew) {
+        Ok(Reply::Renewed { claim, .. }) => claim,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn after_a_lossy_opening_locks_are_granted_once_all_sessions_have_claimed() {
+    let mut rig = with_a_lost_lock();
+    let opening = rig.view().opening;
+    let lock_it = |rig: &mut Rig| as_session(rig, OTHER, Fop::Lock(lock(5)));
+    assert_eq!(lock_it(&mut rig), Err(Fault::NotServing));
+    assert_eq!(asked_for(&mut rig, SESSION), Some(opening));
+    let claims = |locks| Fop::Claim { opening, locks };
+    let claimed = Ok(Reply::Claimed { lost: vec![] });
+    assert_eq!(as_session(&mut rig, OTHER, claims(vec![])), claimed);
+    assert_eq!(lock_it(&mut rig), Err(Fault::NotServing));
+    // Who has claimed is part of the log: another view or another run of all goes on with it.
+    for at in 0..3 {
+        rig.reboot(at, Survival::Process);
+    }
+    rig.settle();
+    assert_eq!(rig.view().opening, opening, "nothing was lost this time");
+    assert_eq!(lock_it(&mut rig), Err(Fault::NotServing));
+    assert_eq!(asked_for(&mut rig, OTHER), None);
+    assert_eq!(asked_for(&mut rig, SESSION), Some(opening));
+    assert_eq!(
+        as_session(&mut rig, SESSION, claims(vec![lock(0)])),
+        claimed
+    );
+    assert_eq!(locked(lock_it(&mut rig)), LockOutcome::Busy);
+    let elsewhere = as_session(&mut rig, OTHER, Fop::Lock(lock(10)));
+    assert_eq!(locked(elsewhere), LockOutcome::Granted);
+}
+
+#[test]
+fn after_a_lossy_opening_a_session_that_ends_is_not_waited_for() {
+    let mut rig = with_a_lost_lock();
+    let opening = rig.view().opening;
+    let claim = Fop::Claim {
+        opening,
+        locks: vec![],
+    };
+    let claimed = as_session(&mut rig, OTHER, claim);
+    assert_eq!(claimed, Ok(Reply::Claimed { lost: vec![] }));
+    assert_eq!(
+        as_session(&mut rig, OTHER, Fop::Lock(lock(5))),
+        Err(Fault::NotServing)
+    );
+    rig.live.retain(|session| *session != SESSION);
+    rig.tell_sessions();
+    rig.settle();
+    let granted = as_session(&mut rig, OTHER, Fop::Lock(lock(5)));
+    assert_eq!(locked(granted), LockOutcome::Granted);
+}
+
+#[test]
+fn after_a_lossless_opening_nobody_has_to_claim() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let granted = as_session(&mut rig, SESSION, Fop::Lock(lock(0)));
+    assert_eq!(locked(granted), LockOutcome::Granted);
+    for at in 0..3 {
+        rig.reboot(at, Survival::Process);
+    }
+    rig.settle();
+    assert_eq!(asked_for(&mut rig, SESSION), None);
+    let mut other = lock(5);
+    other.owner = 2;
+    let busy = as_session(&mut rig, SESSION, Fop::Lock(other));
+    assert_eq!(locked(busy), LockOutcome::Busy);
 }

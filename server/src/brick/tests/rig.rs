@@ -70,6 +70,8 @@ pub(super) struct Rig {
     pub(super) live: Vec<SessionId>,
     now: Mono,
     number: u64,
+    /// Sessions that bricks reported as silent or ended.
+    pub(super) gone: Vec<SessionId>,
     /// Messages of these kinds are lost.
     pub(super) lose: Vec<&'static str>,
     /// How many messages of each kind passed.
@@ -118,6 +120,7 @@ impl Rig {
             live: vec![SESSION],
             now: Mono(1),
             number: 0,
+            gone: Vec::new(),
             lose: Vec::new(),
             passed: Vec::new(),
         };
@@ -227,6 +230,7 @@ impl Rig {
                 shard_size: SHARD_SIZE,
                 durable: false,
                 session_timeout_ms: 20_000,
+                open_wait_ms: 10_000,
             };
             self.order(at, ToBrick::Shape(shape));
             let order = ToBrick::Sessions {
@@ -237,6 +241,9 @@ impl Rig {
             if let Some(view) = self.views.current.clone() {
                 self.order(at, ToBrick::View(view));
             }
+        }
+        if let mortar_protocol::report::BrickEvent::SilentSessions { sessions } = &report.event {
+            self.gone.extend(sessions);
         }
         self.seen.report(report);
         while self.decide() {}

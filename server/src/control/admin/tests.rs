@@ -12,6 +12,7 @@ struct Pretend {
     formatted: Mutex<BTreeSet<String>>,
     open: Mutex<BTreeSet<BrickId>>,
     broken: Mutex<BTreeSet<String>>,
+    deleted: Mutex<BTreeSet<String>>,
 }
 
 impl BrickHost for Pretend {
@@ -65,6 +66,12 @@ impl BrickHost for Pretend {
             control.propose(Command::Views(views)).await.unwrap();
             Ok(())
         })
+    }
+
+    fn mark_deleted(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
+        let paths = volume.sets.iter().flatten().map(|brick| brick.path.clone());
+        self.deleted.lock().extend(paths);
+        Box::pin(async {})
     }
 
     fn close(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
@@ -355,4 +362,20 @@ fn paths_are_made_normal() {
     assert_eq!(normal("/"), None);
     assert_eq!(normal("a"), None);
     assert_eq!(normal("/a/.."), None);
+}
+
+#[tokio::test]
+async fn the_bricks_of_a_deleted_volume_are_marked() {
+    let world = World::new().await;
+    let paths = ["/proc/a", "/proc/b", "/proc/c"];
+    world.ask(create("v", &paths, true)).await;
+    world.ask(start("v")).await;
+    let volume = || "v".to_owned();
+    let delete = || AdminRequest::Delete { volume: volume() };
+    world.refusal(delete()).await;
+    assert!(world.host.deleted.lock().is_empty(), "it is in use");
+    let (volume, force) = (volume(), false);
+    world.ask(AdminRequest::Stop { volume, force }).await;
+    assert_eq!(world.ask(delete()).await, AdminReply::Done);
+    assert!(world.host.deleted.lock().iter().eq(paths));
 }

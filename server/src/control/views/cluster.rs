@@ -212,6 +212,22 @@ impl Cluster {
         node.flush = None;
     }
 
+    /// The process ends in order: everything is flushed, and the superblock says so.
+    pub(super) fn stop(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let member = node.log.as_ref().is_some_and(SetLog::is_member);
+        assert!(member && node.mem.len() == node.disk.len());
+        let run = RunId(node.run * 100 + at as u128);
+        node.member = Some(lineage(node.member.take(), run, BootId(node.boot), true));
+        self.reports.push_back(FromBrick {
+            set: SET,
+            brick: Self::brick(at),
+            run,
+            event: BrickEvent::Stopped,
+        });
+        self.kill(at);
+    }
+
     /// The machine loses power; of what was not flushed, the first `kept` entries happen to be on the disk.
     pub(super) fn power_off(&mut self, at: usize, kept: usize) {
         self.kill(at);
@@ -451,6 +467,11 @@ impl Cluster {
             self.decide();
         }
         self.decide();
+        self.tell_view();
+    }
+
+    /// The bricks hear of the newest view.
+    pub(super) fn tell_view(&mut self) {
         let Some(view) = self.views.current.clone() else {
             return;
         };

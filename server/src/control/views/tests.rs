@@ -1,6 +1,6 @@
 //! Decisions on views, on simulated clusters of bricks and control plane.
 
-use super::cluster::{Cluster, Rng, openings};
+use super::cluster::{Cluster, Rng};
 use std::time::Duration;
 
 use mortar_protocol::ids::Opening;
@@ -58,92 +58,6 @@ fn restart_of_all_is_lossless_while_no_machine_lost_power() {
     let view = cluster.views.current.clone().expect("a view");
     assert!(view.effective && view.opening == Opening(1));
     assert!((0..3).all(|node| holds(&cluster, node)));
-}
-
-#[test]
-fn a_lone_member_of_a_replicated_set_acknowledges_only_what_is_flushed() {
-    let mut cluster = opened(2);
-    cluster.kill(1);
-    cluster.start(1);
-    cluster.control();
-    // The joiner's messages stay under way: member 0 is alone.
-    let before = cluster.acked.len();
-    for _ in 0..20 {
-        cluster.end_flush(0);
-        cluster.control();
-    }
-    assert_eq!(cluster.leader(), Some(0));
-    cluster.write(false);
-    assert_eq!(cluster.acked.len(), before);
-    cluster.end_flush(0);
-    assert_eq!(cluster.acked.len(), before + 1);
-}
-
-/// Without the rule that a boot id is written only by member runs, this opening would count as lossless.
-#[test]
-fn trace_restart_after_power_loss_is_a_lossy_opening() {
-    let mut cluster = opened(2);
-    acknowledged(&mut cluster);
-    cluster.kill(0);
-    cluster.power_off(1, 0);
-    cluster.start(1);
-    cluster.control();
-    cluster.restart_control();
-    cluster.kill(1);
-    cluster.start(1);
-    cluster.quiet();
-    assert_eq!(cluster.leader(), None, "the other member is waited for");
-    cluster.tick(WAIT);
-    cluster.quiet();
-    assert_eq!(cluster.leader(), Some(1));
-    assert!(!holds(&cluster, 1));
-    let told = openings(&cluster.nodes[1].mem);
-    assert!(told.iter().any(|(number, adopted)| {
-        *number > cluster.acked[0].opening && *adopted < cluster.acked[0].pos.seq
-    }));
-}
-
-/// Without the rule that a view counts only once it took effect, the set would open over the member that lost all.
-#[test]
-fn trace_view_that_never_took_effect_decides_nothing() {
-    let mut cluster = opened(2);
-    acknowledged(&mut cluster);
-    cluster.kill(0);
-    cluster.start(0);
-    cluster.control();
-    let view = cluster.views.current.clone().expect("a view");
-    assert!(!view.effective && view.members.len() == 1);
-    cluster.power_off(1, 0);
-    cluster.start(1);
-    cluster.quiet();
-    assert!(cluster.leader().is_some());
-    cluster.heal();
-    assert!(holds(&cluster, 0) && holds(&cluster, 1));
-}
-
-/// Without the rule that the view's entry is flushed before the view serves, the second opening would lose the entry.
-#[test]
-fn trace_opening_makes_what_it_adopted_safe() {
-    let mut cluster = opened(2);
-    acknowledged(&mut cluster);
-    cluster.kill(0);
-    cluster.start(0);
-    cluster.control();
-    cluster.kill(1);
-    cluster.tick(Duration::from_millis(1));
-    // The new run of 1 is known to be there and dies: only 0 answers.
-    cluster.start(1);
-    cluster.control();
-    cluster.kill(1);
-    cluster.tick(WAIT);
-    cluster.quiet();
-    let effective = cluster.views.effective.clone().expect("a view");
-    if effective.members.len() == 1 {
-        cluster.power_off(0, 0);
-        cluster.start(0);
-    }
-    cluster.heal();
-    assert!(holds(&cluster, 0) && holds(&cluster, 1));
 }
 
 #[test]

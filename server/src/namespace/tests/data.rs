@@ -71,6 +71,27 @@ fn several_operations_are_one_change() {
 }
 
 #[test]
+fn a_change_on_condition_of_the_size_is_made_whole_or_not_at_all() {
+    let mut v = Sets::new(1);
+    let id = v.file(b"file").gfid.id;
+    v.write(id, 0, b"abc").unwrap();
+    let append = |size| {
+        let write = InodeOp::Write {
+            shard: 0,
+            offset: size,
+            len: 2,
+        };
+        vec![InodeOp::SizeIs { size }, write]
+    };
+    assert_eq!(v.change(id, append(4), b"xy"), refused(Errno::EAGAIN));
+    assert_eq!(v.change(id, append(2), b"xy"), refused(Errno::EAGAIN));
+    assert_eq!(v.read(id, 0, 10).unwrap(), b"abc");
+    assert_eq!(v.change(id, append(3), b"xy").unwrap().size, 5);
+    let dir = v.dir(b"dir").gfid.id;
+    assert_eq!(v.change(dir, append(0), b"xy"), refused(Errno::EISDIR));
+}
+
+#[test]
 fn operations_on_what_is_no_file() {
     let mut v = Sets::new(1);
     let dir = v.dir(b"dir").gfid.id;

@@ -1,5 +1,6 @@
 //! Tests by topic. [`Sets`] is a volume of one or more sets in memory.
 
+mod claims;
 mod data;
 mod locks;
 mod model;

@@ -12,7 +12,9 @@ fn renew(v: &mut Sets, set: u32, session: u64) -> (Vec<InodeId>, Vec<(InodeId, u
         released: vec![],
     };
     match v.ask(set, fop).unwrap().0 {
-        Reply::Renewed { orphans, garbage } => (orphans, garbage),
+        Reply::Renewed {
+            orphans, garbage, ..
+        } => (orphans, garbage),
         other => panic!("{other:?}"),
     }
 }

@@ -1,6 +1,6 @@
 //! Transactions over several sets.
 
-use mortar_protocol::fop::TxnStatus;
+use mortar_protocol::fop::{LeftTxn, TxnStatus};
 use mortar_protocol::ids::TxnId;
 
 use super::super::records;
@@ -276,4 +276,34 @@ fn the_links_of_a_directory_that_gets_an_entry_can_be_read() {
         matches!(v.attr(dir.gfid.id), Err(Fault::Intent { .. })),
         "attributes wait for the outcome"
     );
+}
+
+#[test]
+fn what_an_ended_session_has_left_is_told_to_the_others() {
+    let mut r = Rename::new();
+    r.prepare().unwrap();
+    r.decide().unwrap();
+    r.v.session = SessionId(2);
+    let told = |r: &Rename, set: u32| {
+        let renew = Fop::Renew {
+            open: Vec::new(),
+            released: Vec::new(),
+        };
+        match r.v.ask(set, renew).unwrap().0 {
+            Reply::Renewed { left, .. } => left,
+            other => panic!("{other:?}"),
+        }
+    };
+    r.v.sessions = vec![SessionId(1), SessionId(2)];
+    assert_eq!((told(&r, 0), told(&r, 1)), (vec![], vec![]));
+    r.v.sessions = vec![SessionId(2)];
+    let (txn, decider, sets) = (TXN, SetIndex(1), vec![SetIndex(0)]);
+    assert_eq!(told(&r, 0), [LeftTxn::Intent { txn, decider }]);
+    assert_eq!(told(&r, 1), [LeftTxn::Decided { txn, sets }]);
+    r.v.run(0, Fop::Finish { txn }, b"").unwrap();
+    r.v.run(1, Fop::Forget { txn }, b"").unwrap();
+    assert_eq!((told(&r, 0), told(&r, 1)), (vec![], vec![]));
+    assert_eq!(r.intents_left(), 0);
+    let (from, to) = (r.from.clone(), r.to.clone());
+    assert!(r.v.look(ROOT, &from).is_err() && r.v.look(ROOT, &to).is_ok());
 }

@@ -36,6 +36,10 @@ impl Stores for NoStores {
         self.0.lock().remove(&brick.path);
     }
 
+    fn mark_deleted(&self, _brick: &BrickInfo) -> Result<(), OpenFailure> {
+        Ok(())
+    }
+
     fn open(
         &self,
         _volume: &VolumeInfo,

@@ -237,6 +237,7 @@ pub(super) fn orders() -> Vec<(&'static str, ToBrick)> {
         shard_size: 64 << 20,
         durable: true,
         session_timeout_ms: 20_000,
+        open_wait_ms: 10_000,
     };
     vec![
         ("View", ToBrick::View(view())),

@@ -158,5 +158,6 @@ pub(super) fn inode_ops() -> Vec<(&'static str, InodeOp)> {
         ("Modified", InodeOp::Modified),
         ("DirTimes", InodeOp::DirTimes { others: 40 }),
         ("Grow", InodeOp::Grow { len: 1 << 20 }),
+        ("SizeIs", InodeOp::SizeIs { size: 5_000 }),
     ]
 }

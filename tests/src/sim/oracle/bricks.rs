@@ -12,12 +12,17 @@ use mortar_protocol::limits::BLOCK;
 use mortar_server::brick::NEWEST;
 use mortar_server::device::sim::SimDisk;
 use mortar_server::namespace::records::{
-    DirPart, Dirent, Inode, decode, parse_dirent_key, parse_id,
+    DirPart, Dirent, Inode, decode, parse_dirent_key, parse_id, parse_shard_key,
 };
 use mortar_server::offline;
 use mortar_server::store::Store;
 
+use super::super::world::SHARD;
+
 type Records = BTreeMap<Bytes, Bytes>;
+
+/// Bytes on each side of the end of a shard that are compared.
+const COMPARED: u64 = 64 << 10;
 
 /// A member's contents.
 struct Contents {
@@ -26,9 +31,23 @@ struct Contents {
     records: Records,
 }
 
-/// Checks the members of one set, none of which runs.
-pub fn check(disks: &[(BrickId, Arc<SimDisk>)]) -> Vec<String> {
+/// Checks the members of all sets, none of which runs.
+pub fn check(sets: &[Vec<(BrickId, Arc<SimDisk>)>]) -> Vec<String> {
     let mut wrong = Vec::new();
+    let firsts: Vec<Contents> = sets
+        .iter()
+        .filter_map(|disks| check_set(disks, &mut wrong))
+        .collect();
+    if firsts.len() == sets.len()
+        && let Err(why) = references(&firsts, &mut wrong)
+    {
+        wrong.push(why);
+    }
+    wrong
+}
+
+/// Checks the members of one set; gives one of them.
+fn check_set(disks: &[(BrickId, Arc<SimDisk>)], wrong: &mut Vec<String>) -> Option<Contents> {
     let mut members = Vec::new();
     for (brick, disk) in disks {
         disk.queue(false);
@@ -47,15 +66,11 @@ pub fn check(disks: &[(BrickId, Arc<SimDisk>)]) -> Vec<String> {
             Err(why) => wrong.push(format!("brick {}: {why}", brick.0)),
         }
     }
-    if let Some((first, others)) = members.split_first() {
-        for other in others {
-            compare(first, other, &mut wrong);
-        }
-        if let Err(why) = references(first, &mut wrong) {
-            wrong.push(why);
-        }
+    let (first, others) = members.split_first()?;
+    for other in others {
+        compare(first, other, wrong);
     }
-    wrong
+    members.into_iter().next()
 }
 
 fn open(brick: BrickId, disk: &Arc<SimDisk>) -> Result<Contents, String> {
@@ -92,22 +107,42 @@ fn compare(a: &Contents, b: &Contents, wrong: &mut Vec<String>) {
     if let Some(key) = b.records.keys().find(|key| !a.records.contains_key(*key)) {
         wrong.push(format!("{names} differ in record {key:02x?}"));
     }
-    for (id, inode) in inodes(a) {
-        let object = Object { id, shard: 0 };
-        let len = inode.size.next_multiple_of(BLOCK) as usize;
+    let firsts = inodes(a).into_iter().map(|(id, inode)| {
+        let len = inode.size.min(SHARD).next_multiple_of(BLOCK);
+        (Object { id, shard: 0 }, len)
+    });
+    let others = shards(a).into_iter().map(|object| (object, 2 * COMPARED));
+    for (object, len) in firsts.chain(others) {
+        // Of a wide file only the part before the end of its first shard is used.
+        let from = len.saturating_sub(2 * COMPARED);
         let read = |contents: &Contents| {
-            let read = contents.store.read_now(object, 0, len, NEWEST);
+            let read = contents
+                .store
+                .read_now(object, from, (len - from) as usize, NEWEST);
             read.map_err(|error| error.to_string())
         };
         match (read(a), read(b)) {
             (Ok(one), Ok(other)) if one == other => {}
-            (Ok(_), Ok(_)) => wrong.push(format!("{names} differ in the data of {id}")),
+            (Ok(_), Ok(_)) => wrong.push(format!("{names} differ in the data of {object:?}")),
             (one, other) => {
                 let error = one.err().or(other.err()).unwrap_or_default();
-                wrong.push(format!("{names}: {id}: {error}"));
+                wrong.push(format!("{names}: {object:?}: {error}"));
             }
         }
     }
+}
+
+/// The later shards that a set has data of.
+fn shards(contents: &Contents) -> Vec<Object> {
+    let keys = contents.records.keys();
+    keys.filter(|key| key.first() == Some(&b'S'))
+        .filter_map(|key| {
+            Some(Object {
+                id: parse_id(key)?,
+                shard: parse_shard_key(key)?,
+            })
+        })
+        .collect()
 }
 
 fn inodes(contents: &Contents) -> Vec<(InodeId, Inode)> {
@@ -122,11 +157,43 @@ fn inodes(contents: &Contents) -> Vec<(InodeId, Inode)> {
     inodes
 }
 
-/// Everything that refers to something finds it, and counters count what is there.
-fn references(contents: &Contents, wrong: &mut Vec<String>) -> Result<(), String> {
-    let inodes: BTreeMap<InodeId, Inode> = inodes(contents).into_iter().collect();
-    let mut names: BTreeMap<InodeId, Vec<(InodeId, Bytes)>> = BTreeMap::new();
-    let mut parts: BTreeMap<InodeId, (u64, u64)> = BTreeMap::new();
+/// Everything that refers to something finds it, on whatever set, and counters count what is there.
+fn references(sets: &[Contents], wrong: &mut Vec<String>) -> Result<(), String> {
+    let mut all: BTreeMap<InodeId, Inode> = BTreeMap::new();
+    for contents in sets {
+        for (id, inode) in inodes(contents) {
+            if all.insert(id, inode).is_some() {
+                wrong.push(format!("inode {id} is on two sets"));
+            }
+        }
+    }
+    let mut names = Names::new();
+    for contents in sets {
+        let parts = names_of(contents, &all, &mut names, wrong)?;
+        left_over(contents, &all, &parts, wrong)?;
+    }
+    for contents in sets {
+        for (id, inode) in inodes(contents) {
+            let found = names.remove(&id).unwrap_or_default();
+            check_inode(contents, id, &inode, found, wrong)?;
+        }
+    }
+    Ok(())
+}
+
+/// (parent, name) pairs that lead to an inode.
+type Names = BTreeMap<InodeId, Vec<(InodeId, Bytes)>>;
+/// Entries of each directory on a set, and subdirectories among them.
+type Parts = BTreeMap<InodeId, (u64, u64)>;
+
+/// Notes the names that a set holds.
+fn names_of(
+    contents: &Contents,
+    all: &BTreeMap<InodeId, Inode>,
+    names: &mut Names,
+    wrong: &mut Vec<String>,
+) -> Result<Parts, String> {
+    let mut parts = Parts::new();
     for (key, value) in &contents.records {
         if key.first() != Some(&b'D') {
             continue;
@@ -138,52 +205,79 @@ fn references(contents: &Contents, wrong: &mut Vec<String>) -> Result<(), String
         let counts = parts.entry(parent).or_default();
         counts.0 += 1;
         counts.1 += u64::from(dirent.kind == FileKind::Dir);
-        match inodes.get(&dirent.gfid.id) {
+        if !all.get(&parent).is_some_and(Inode::is_dir) {
+            wrong.push(format!("{name:?} is in {parent}, which is no directory"));
+        }
+        match all.get(&dirent.gfid.id) {
             Some(inode) if inode.generation == dirent.gfid.generation => {
-                names
-                    .entry(dirent.gfid.id)
-                    .or_default()
-                    .push((parent, name));
+                let leading = names.entry(dirent.gfid.id).or_default();
+                leading.push((parent, name));
             }
             _ => wrong.push(format!("{name:?} in {parent} leads to nothing")),
         }
     }
-    for (id, inode) in &inodes {
-        let mut links = inode.links.clone();
-        let mut found = names.remove(id).unwrap_or_default();
-        links.sort();
-        found.sort();
-        if *id != InodeId::ROOT && (found.is_empty() || (!inode.many_links && links != found)) {
-            wrong.push(format!(
-                "inode {id} has names {links:?}, {found:?} lead to it"
-            ));
-        }
-        if !inode.is_dir() && inode.nlink as usize != found.len() {
-            wrong.push(format!("inode {id} counts {} names", inode.nlink));
-        }
-        let object = Object { id: *id, shard: 0 };
-        let allocated = contents
-            .store
-            .allocated(object, 0, u64::MAX - BLOCK + 1, NEWEST)
-            .map_err(|error| error.to_string())?;
-        if !inode.is_dir() && inode.blocks != allocated * (BLOCK / 512) {
-            wrong.push(format!(
-                "inode {id} counts {} blocks, has {allocated}",
-                inode.blocks
-            ));
-        }
+    Ok(parts)
+}
+
+fn check_inode(
+    contents: &Contents,
+    id: InodeId,
+    inode: &Inode,
+    mut found: Vec<(InodeId, Bytes)>,
+    wrong: &mut Vec<String>,
+) -> Result<(), String> {
+    let mut links = inode.links.clone();
+    links.sort();
+    found.sort();
+    if id != InodeId::ROOT && (found.is_empty() || (!inode.many_links && links != found)) {
+        wrong.push(format!(
+            "inode {id} has names {links:?}, {found:?} lead to it"
+        ));
     }
+    if !inode.is_dir() && inode.nlink as usize != found.len() {
+        wrong.push(format!("inode {id} counts {} names", inode.nlink));
+    }
+    let object = Object { id, shard: 0 };
+    let allocated = contents
+        .store
+        .allocated(object, 0, u64::MAX - BLOCK + 1, NEWEST)
+        .map_err(|error| error.to_string())?;
+    // What a file has on other sets is told by its writers, who may have died before they could.
+    if !inode.is_dir() && !inode.sharded && inode.blocks != allocated * (BLOCK / 512) {
+        wrong.push(format!(
+            "inode {id} counts {} blocks, has {allocated}",
+            inode.blocks
+        ));
+    }
+    Ok(())
+}
+
+/// Directories count their entries; nothing is left of what is gone.
+fn left_over(
+    contents: &Contents,
+    all: &BTreeMap<InodeId, Inode>,
+    parts: &Parts,
+    wrong: &mut Vec<String>,
+) -> Result<(), String> {
     for (key, value) in &contents.records {
         match key.first() {
             Some(b'P') => {
                 let part: DirPart = decode(value).map_err(|fault| format!("{fault:?}"))?;
                 let dir = parse_id(key).ok_or("a directory's part has no id")?;
                 let counts = parts.get(&dir).copied().unwrap_or_default();
-                if (part.entries, part.subdirs) != counts || !inodes.contains_key(&dir) {
+                if (part.entries, part.subdirs) != counts || !all.contains_key(&dir) {
                     wrong.push(format!("directory {dir} counts {part:?}, has {counts:?}"));
                 }
             }
             Some(b'O') => wrong.push(format!("orphan {key:02x?} is left over")),
+            Some(b'L') => wrong.push(format!("locks {key:02x?} are left over")),
+            Some(b'W') => wrong.push("claims are left over".to_owned()),
+            Some(b'S') if parse_id(key).is_none_or(|id| !all.contains_key(&id)) => {
+                wrong.push(format!("shard {key:02x?} is left over"));
+            }
+            Some(b'X') if parse_id(key).is_none_or(|id| !all.contains_key(&id)) => {
+                wrong.push(format!("attribute {key:02x?} is left over"));
+            }
             Some(b'T' | b'K' | b'C') => {
                 wrong.push(format!("transaction record {key:02x?} is left over"));
             }

@@ -20,7 +20,9 @@ pub fn file_of(act: &Act) -> Option<u64> {
         | Act::Append { id, .. }
         | Act::Truncate { id, .. }
         | Act::Read { id, .. }
-        | Act::Size { id } => Some(id),
+        | Act::Size { id }
+        | Act::SetXattr { id, .. }
+        | Act::GetXattr { id, .. } => Some(id),
         _ => None,
     }
 }
@@ -28,10 +30,11 @@ pub fn file_of(act: &Act) -> Option<u64> {
 /// Looks for an order of all calls on the data of one file.
 pub fn check(records: &[Record], id: u64) -> Verdict {
     let changes = |act: &Act| !matches!(act, Act::Read { .. } | Act::Size { .. });
+    let xattr = |act: &Act| matches!(act, Act::SetXattr { .. } | Act::GetXattr { .. });
     let spans: Vec<Span> = records
         .iter()
         .enumerate()
-        .filter(|(_, record)| file_of(&record.act) == Some(id))
+        .filter(|(_, record)| file_of(&record.act) == Some(id) && !xattr(&record.act))
         .filter(|(_, record)| record.known().is_some() || changes(&record.act))
         .map(|(call, record)| Span {
             call,

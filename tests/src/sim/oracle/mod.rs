@@ -2,15 +2,18 @@
 
 pub mod bricks;
 pub mod data;
+pub mod holds;
 pub mod names;
 pub mod promises;
 pub mod search;
+pub mod wide;
+pub mod xattrs;
 
 use std::collections::BTreeSet;
 
 use mortar_protocol::error::Errno;
 
-use super::history::{Record, Told};
+use super::history::{Record, Told, XATTRS};
 use search::Verdict;
 
 /// What the history shows.
@@ -22,8 +25,8 @@ pub struct Findings {
     pub undecided: usize,
 }
 
-/// Checks all that clients were told.
-pub fn check(records: &[Record]) -> Findings {
+/// Checks all that clients were told. The calls on the data of a `wide` file need not fit one order.
+pub fn check(records: &[Record], wide: Option<u64>) -> Findings {
     let mut findings = Findings::default();
     let mut take = |what: String, verdict: Verdict| match verdict {
         Verdict::Explained => {}
@@ -36,8 +39,15 @@ pub fn check(records: &[Record]) -> Findings {
         .filter_map(|record| data::file_of(&record.act))
         .collect();
     for id in files {
-        take(format!("file {id:x}"), data::check(records, id));
+        if wide != Some(id) {
+            take(format!("file {id:x}"), data::check(records, id));
+        }
+        for name in 0..XATTRS {
+            let verdict = xattrs::check(records, (id, name));
+            take(format!("attribute {name} of {id:x}"), verdict);
+        }
     }
+    findings.violations.extend(holds::check(records));
     findings.violations.extend(gone_and_found(records));
     findings
 }

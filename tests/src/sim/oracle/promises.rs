@@ -27,8 +27,14 @@ pub fn check(records: &[Record], look: usize) -> Vec<String> {
             (Act::Lookup { at }, Some(Told::Failed(Errno::ENOENT))) => {
                 seen.names.insert(at, None);
             }
-            (Act::Read { id, .. }, Some(Told::Got(blocks))) => {
-                seen.files.insert(id, blocks.clone());
+            (Act::Read { id, offset, .. }, Some(Told::Got(blocks))) => {
+                let file = seen.files.entry(id).or_default();
+                let end = offset as usize + blocks.len();
+                if !blocks.is_empty() && file.len() < end {
+                    file.resize(end, tags::ZERO);
+                }
+                let into = file.iter_mut().skip(offset as usize);
+                into.zip(blocks).for_each(|(into, block)| *into = *block);
             }
             _ => {}
         }
@@ -51,7 +57,7 @@ pub fn check(records: &[Record], look: usize) -> Vec<String> {
 }
 
 /// The blocks that a call has written: first and number.
-fn written(act: &Act, told: &Told) -> Option<(u64, u64)> {
+pub(super) fn written(act: &Act, told: &Told) -> Option<(u64, u64)> {
     match (act, told) {
         (Act::Write { offset, count, .. }, Told::Done) => Some((*offset, *count)),
         (Act::Append { count, .. }, Told::At(at)) => Some((*at, *count)),
@@ -69,11 +75,23 @@ fn flushed(load: &[Record], record: &Record, end: u64, file: Option<u64>) -> boo
         fits && sync.client == record.client
             && sync.start > end
             && matches!(sync.known(), Some((_, Told::Done)))
+            && !told_of_loss(load, record, end, sync)
+    })
+}
+
+/// Whether an fsync of this client failed after the call and may have told of the loss: that is told once.
+fn told_of_loss(load: &[Record], record: &Record, end: u64, sync: &Record) -> bool {
+    let until = sync.answer.as_ref().map_or(u64::MAX, |(end, _)| *end);
+    load.iter().any(|other| {
+        let told = matches!(other.answer, Some((at, Told::Failed(Errno::EIO))) if at > end);
+        told && matches!(other.act, Act::Sync { .. })
+            && other.client == record.client
+            && other.start < until
     })
 }
 
 /// Whether `other` had ended when `record` began.
-fn before(other: &Record, record: &Record) -> bool {
+pub(super) fn before(other: &Record, record: &Record) -> bool {
     other.known().is_some_and(|(end, _)| end < record.start)
 }
 

@@ -39,6 +39,8 @@ pub enum Verdict {
 
 /// Most states looked at.
 const LIMIT: usize = 400_000;
+/// Most bytes shown of a state (which is printed in ASCII).
+const SHOWN: usize = 4_000;
 
 struct Level<S> {
     state: S,
@@ -100,9 +102,11 @@ pub fn search<M: Model>(model: &M, state: M::State, spans: &[Span]) -> Verdict {
         let next = candidates(&spans, &done);
         if placed > deepest.0 {
             let calls: Vec<usize> = next.iter().map(|at| spans[*at].call).collect();
+            let mut what = format!("{state:?}");
+            what.truncate(SHOWN);
             deepest = (
                 placed,
-                format!("after {placed} calls, none of {calls:?} fits {state:?}"),
+                format!("after {placed} calls, none of {calls:?} fits {what}"),
             );
         }
         path.push(Level {
