@@ -185,7 +185,7 @@ fn the_example_program_copies_a_tree_in() {
     fs::create_dir(source.path().join("empty")).expect("mkdir");
     fs::write(source.path().join("nothing"), b"").expect("write");
     std::os::unix::fs::symlink("docs/../client", source.path().join("link")).expect("symlink");
-    let large: Vec<u8> = (0..3 << 20).map(|at: u32| (at * 7 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..3 << 20).map(|at: u32| ((at * 7) >> 3) as u8).collect();
     fs::write(source.path().join("large"), large).expect("write");
     tool::run_in(source.path(), "chmod", &["-R", "u=rwX,go=rX", "."]);
     fs::set_permissions(
