@@ -123,7 +123,7 @@ impl Extents {
         };
         let newest = self.store.head().seq;
         self.store
-            .start_read(OBJECT, offset, size, newest, Box::new(told));
+            .start_read((OBJECT, offset, size), newest, true, Box::new(told));
         match wait.recv()??.len() == size {
             true => Ok(()),
             false => Err("a short read".into()),

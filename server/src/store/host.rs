@@ -82,6 +82,8 @@ impl Store {
         self.host.looked = Some(now);
         self.host.left = self.device.host_left();
         self.set_chunks_aside();
+        // Also where nothing is promised: what the log counts as sure begins behind its head at each start.
+        self.wal.keep_promised();
         if self.host.left.is_none() {
             return;
         }
@@ -93,7 +95,6 @@ impl Store {
             let alloc = self.alloc.lock();
             self.checkpoint_wanted |= alloc.free() > alloc.free_now();
         }
-        self.wal.keep_promised();
     }
 
     /// Has the host promise space until so many free blocks are ready; false if it has not that much.
