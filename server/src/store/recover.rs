@@ -227,6 +227,10 @@ impl Store {
         };
         store.take_in(entries)?;
         store.keep_stock();
+        if log_damaged && !damaged {
+            // What tells it may be written over later.
+            store.write_superblock(|block| block.damaged = true)?;
+        }
         Ok(store)
     }
 

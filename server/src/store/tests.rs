@@ -642,6 +642,34 @@ fn freed_space_is_used_again_before_the_next_checkpoint_is_due() {
     }
 }
 
+#[test]
+fn a_brick_that_lost_what_it_had_flushed_remembers_it() {
+    let mut run = Run::new();
+    for n in 0..4 {
+        let (key, value) = (record_key(n), Bytes::from_static(b"value"));
+        run.append(
+            vec![Effect::Put { key, value }],
+            Bytes::new(),
+            Model::default(),
+        );
+        run.step(&Step::Flush);
+    }
+    let at = run.store.superblock().geometry.wal.offset + 20;
+    let memory = run.memory.after_kill();
+    let mut byte = [0];
+    memory.read_at(at, &mut byte).unwrap();
+    memory.write_at(at, &[byte[0] ^ 1]).unwrap();
+    let store = Store::open(memory.clone()).unwrap();
+    assert!(store.log_damaged() && store.superblock().damaged);
+    drop(store);
+    // Also when the log has no trace of it any more.
+    memory.write_at(at - 20, &[0; 64 << 10]).unwrap();
+    let store = Store::open(memory.after_power_cut(|_| false)).unwrap();
+    assert!(store.superblock().damaged);
+    let store = Store::open(memory).unwrap();
+    assert!(store.log_damaged());
+}
+
 /// The tree writes pages, and takes chunks for them, as soon as its cache is full: also while extent records are put.
 #[test]
 fn a_batch_larger_than_the_trees_cache_is_applied() {
