@@ -160,6 +160,7 @@ enum Step {
     Flush,
     Checkpoint,
     Kill,
+    Close,
     PowerCut(u64),
     Cut(u8),
 }
@@ -180,6 +181,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Flush),
         1 => Just(Step::Checkpoint),
         1 => Just(Step::Kill),
+        1 => Just(Step::Close),
         1 => any::<u64>().prop_map(Step::PowerCut),
         1 => any::<u8>().prop_map(Step::Cut),
     ]
@@ -387,6 +389,12 @@ impl Run {
                 self.clock += 40_000_000_000;
                 self.tick();
                 self.tick();
+            }
+            Step::Close => {
+                // What the tree's library does when it is let go must not reach the device.
+                let other = Self::new().store;
+                drop(std::mem::replace(&mut self.store, other));
+                self.reopen(self.memory.after_kill());
             }
             Step::Kill => {
                 let head = self.store.head();

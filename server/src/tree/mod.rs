@@ -46,6 +46,15 @@ pub struct Tree {
     current: Mutex<Option<Arc<Snapshot>>>,
 }
 
+impl Drop for Tree {
+    /// Lets the database go as a kill would. By itself it would make durable what was committed since the last
+    /// checkpoint, but not which blocks that refers to: those are saved with checkpoints only, and the next run would
+    /// give them out again.
+    fn drop(&mut self) {
+        self.fail();
+    }
+}
+
 /// Runs what calls into redb; a panic there becomes an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, TreeError>) -> Result<T, TreeError> {
     crate::guard::catch(work)
