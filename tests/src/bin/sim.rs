@@ -13,6 +13,9 @@ struct Args {
     /// Print the trace (docs: tests/src/sim/mod.rs).
     #[arg(long)]
     trace: bool,
+    /// Let volumes have several sets.
+    #[arg(long)]
+    several_sets: bool,
     /// Run this many seeds from the given one on.
     #[arg(long, default_value_t = 1)]
     count: u64,
@@ -21,7 +24,12 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let mut failed = 0;
-    for seed in args.seed..args.seed + args.count {
+    let several = if args.several_sets {
+        sim::SEVERAL_SETS
+    } else {
+        0
+    };
+    for seed in (args.seed..args.seed + args.count).map(|seed| seed | several) {
         let outcome = sim::run_twice(seed);
         if args.trace {
             outcome.lines.iter().for_each(|line| println!("{line}"));

@@ -64,6 +64,8 @@ pub mod tags;
 mod trouble;
 pub mod world;
 
+pub use world::SEVERAL_SETS;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

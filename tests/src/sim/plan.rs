@@ -63,13 +63,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Draws a plan.
-    pub fn draw(rng: &mut Rng) -> Self {
+    /// Draws a plan; a volume has several sets only if that is asked for.
+    pub fn draw(rng: &mut Rng, several_sets: bool) -> Self {
         let nodes = if rng.permille(750) { 3 } else { 1 };
         let clients = rng.range(2, 5) as u32;
         let mut plan = Self {
             nodes,
-            sets: if rng.permille(350) { 2 } else { 1 },
+            sets: if rng.permille(350) && several_sets {
+                2
+            } else {
+                1
+            },
             clients,
             workers: rng.range(1, 3) as u32,
             calls: rng.range(20, 60) as u32,

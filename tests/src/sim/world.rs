@@ -84,14 +84,17 @@ fn address(node: usize) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, PORT + node as u16))
 }
 
+/// Bit of a seed that lets the volume have several sets.
+pub const SEVERAL_SETS: u64 = 1 << 62;
+
 impl World {
     /// A cluster with a started volume whose bricks are formatted; no process runs yet.
     ///
     /// # Errors
     /// What went wrong.
     pub fn new(seed: u64, sabotage: Option<Sabotage>) -> Result<Arc<Self>, String> {
-        let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng);
+        let mut rng = Rng::new(seed & !SEVERAL_SETS);
+        let plan = Plan::draw(&mut rng, seed & SEVERAL_SETS != 0);
         let control = ControlPlane::new(Control::in_memory().map_err(|e| e.to_string())?);
         let volume = create(&control, &plan, &mut rng)?;
         let nodes = (0..plan.nodes).map(|at| {
