@@ -98,6 +98,7 @@ fn without_another_copy_that_block_alone_is_an_error() {
             assert!(block == data[at..at + BLOCK], "block {number}");
         }
     }
+    drop(file);
     let log = daemon.log();
     assert!(log.contains("data cannot be read"), "{log}");
     // Written whole, it is sound again.
@@ -106,6 +107,7 @@ fn without_another_copy_that_block_alone_is_an_error() {
     file.write_all_at(&data[ROTTEN * BLOCK..][..BLOCK], place)
         .expect("write");
     file.sync_all().expect("fsync");
+    drop(file);
     assert!(fs::read(&path).expect("read") == data);
     mount.umount();
 }
