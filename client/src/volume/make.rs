@@ -233,8 +233,8 @@ impl Volume {
                     self.0.names.put(parent, &name, None);
                     return Ok(attrs);
                 }
-                Err(Fault::Refused(Errno::EAGAIN)) => {}
-                Err(Fault::Refused(Errno::ENOENT | Errno::ESTALE)) if guessed => {}
+                // The guess was wrong, or the name led elsewhere by then: what it leads to now says whether it is there.
+                Err(Fault::Refused(Errno::EAGAIN | Errno::ENOENT | Errno::ESTALE)) => {}
                 Err(fault) => {
                     self.0.names.forget(parent, &name);
                     return Err(fault.errno());

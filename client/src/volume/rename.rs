@@ -64,11 +64,10 @@ impl Volume {
                     self.0.names.put(to.0, &to.1, Some(source));
                     return Ok(attrs);
                 }
-                Err(Fault::Refused(Errno::EAGAIN)) => {}
-                // The guess was wrong, or a lookup was overtaken.
-                Err(Fault::Refused(
-                    Errno::EEXIST | Errno::ENOENT | Errno::ESTALE | Errno::ENOTEMPTY,
-                )) if guess => {}
+                // A lookup was overtaken: what the names lead to now says more.
+                Err(Fault::Refused(Errno::EAGAIN | Errno::ENOENT | Errno::ESTALE)) => {}
+                // The guess was wrong.
+                Err(Fault::Refused(Errno::EEXIST | Errno::ENOTEMPTY)) if guess => {}
                 Err(Fault::Refused(Errno::EEXIST)) if mode == RenameMode::Replace => {}
                 Err(fault) => {
                     self.0.names.forget(from.0, &from.1);
