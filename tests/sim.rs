@@ -40,6 +40,7 @@ fn fresh_seeds() {
     let count = number("MORTAR_SEEDS").unwrap_or(SEEDS);
     let mut failed = Vec::new();
     let mut sum = Outcome::default();
+    let mut left_out = 0;
     for seed in base..base + count {
         let outcome = sim::run_twice(seed);
         if !outcome.failures.is_empty() {
@@ -49,6 +50,7 @@ fn fresh_seeds() {
         sum.calls += outcome.calls;
         sum.unknown += outcome.unknown;
         sum.undecided += outcome.undecided;
+        left_out += u64::from(outcome.left_out);
         for (what, number) in outcome.messages {
             *sum.messages.entry(what).or_default() += number;
         }
@@ -57,7 +59,7 @@ fn fresh_seeds() {
     let _ = writeln!(
         std::io::stdout(),
         "\nseeds {base} to {}, each run twice: {} calls ({} without a known outcome), messages {:?}, {} searches \
-         given up, {} failed",
+         given up, {left_out} with a brick left out, {} failed",
         base + count - 1,
         sum.calls,
         sum.unknown,
@@ -66,6 +68,7 @@ fn fresh_seeds() {
         failed.len()
     );
     assert!(failed.is_empty(), "{failed:?}");
+    assert!(left_out * 50 <= count, "bricks are left out too often");
     assert!(
         sum.undecided as u64 * 20 <= count,
         "the oracle gives up too often"

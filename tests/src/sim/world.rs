@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mortar_protocol::ids::{BootId, BrickId, ClusterId, InodeId, NodeId, SetIndex, VolumeId};
 use mortar_protocol::view::{BrickInfo, SetKind, VolumeInfo};
@@ -70,6 +71,8 @@ pub struct World {
     pub wide: Mutex<Option<u64>>,
     /// When all machines lost power, by the clock of the history.
     pub blackout_at: Mutex<Option<u64>>,
+    /// Whether a brick does not come back into its set.
+    left_out: AtomicBool,
     /// Files clients have come across lately.
     pub known: Mutex<Vec<u64>>,
     /// Nothing goes wrong any more.
@@ -124,6 +127,7 @@ impl World {
             places: Mutex::default(),
             wide: Mutex::default(),
             blackout_at: Mutex::default(),
+            left_out: AtomicBool::new(false),
             known: Mutex::default(),
             calm: Mutex::default(),
             power_loss: Mutex::default(),
@@ -189,6 +193,16 @@ impl World {
                 })
             })
         })
+    }
+
+    /// Notes that a brick does not come back into its set.
+    pub fn leave_out(&self) {
+        self.left_out.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a brick does not come back into its set.
+    pub fn left_out(&self) -> bool {
+        self.left_out.load(Ordering::Relaxed)
     }
 
     /// Sessions that have not ended.
