@@ -187,6 +187,21 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// What the brick of a test is formatted with.
+pub(super) fn format_params() -> FormatParams {
+    FormatParams {
+        cluster: ClusterId(1),
+        generation: 0,
+        node: NodeId(3),
+        brick: BrickId(2),
+        set: SetId::default(),
+        volume_name: "v".into(),
+        kind: SetKind::Plain,
+        shard_size: 64 << 20,
+        force: false,
+    }
+}
+
 struct Run {
     memory: Arc<Memory>,
     store: Store,
@@ -201,18 +216,7 @@ impl Run {
     fn new() -> Self {
         let memory = Memory::new(SIZE);
         let device: Arc<dyn Device> = memory.clone();
-        let params = FormatParams {
-            cluster: ClusterId(1),
-            generation: 0,
-            node: NodeId(3),
-            brick: BrickId(2),
-            set: SetId::default(),
-            volume_name: "v".into(),
-            kind: SetKind::Plain,
-            shard_size: 64 << 20,
-            force: false,
-        };
-        Store::format(&device, &params).unwrap();
+        Store::format(&device, &format_params()).unwrap();
         let store = Store::open(device).unwrap();
         Self {
             memory,

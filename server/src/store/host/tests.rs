@@ -6,16 +6,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use mortar_protocol::entry::{Effect, Entry, EntryKind, Object};
 use mortar_protocol::env::Mono;
-use mortar_protocol::ids::{
-    BrickId, ClusterId, Epoch, InodeId, NodeId, Pos, SessionId, SetId, StageId,
-};
+use mortar_protocol::ids::{Epoch, InodeId, Pos, SessionId, StageId};
 use mortar_protocol::limits::BLOCK;
-use mortar_protocol::view::SetKind;
 use parking_lot::Mutex;
 
 use crate::device::sim::{SimDisk, Survival};
 use crate::device::{Device, is_full};
-use crate::store::{FormatParams, Store};
+use crate::store::Store;
+use crate::store::tests::format_params;
 
 const SIZE: u64 = 256 << 20;
 const MIB: u64 = 1 << 20;
@@ -41,18 +39,7 @@ impl Rig {
             disk.set_host_left(left);
         }
         let device: Arc<dyn Device> = disk.clone();
-        let params = FormatParams {
-            cluster: ClusterId(1),
-            generation: 0,
-            node: NodeId(3),
-            brick: BrickId(2),
-            set: SetId::default(),
-            volume_name: "v".into(),
-            kind: SetKind::Plain,
-            shard_size: 64 << 20,
-            force: false,
-        };
-        Store::format(&device, &params).unwrap();
+        Store::format(&device, &format_params()).unwrap();
         let store = Store::open(device).unwrap();
         let (clock, stage) = (0, 0);
         let mut rig = Self {
