@@ -90,14 +90,26 @@ impl<'a> Reader<'a> {
         at: Seq,
         chunk: &Chunk,
     ) -> Result<Resolved, StoreError> {
-        let steps = pending.steps(object, block, at, NEWEST);
         let base = chunk[(block % CHUNK_BLOCKS) as usize];
+        self.resolve_on(pending, (object, block), (at, NEWEST), 0, || Ok(base))
+    }
+
+    /// Lays the pending steps over a block's base, which is asked for only if it shows.
+    fn resolve_on(
+        &self,
+        pending: &Pending,
+        (object, block): (Object, u32),
+        (at, below): (Seq, u64),
+        depth: u32,
+        base: impl FnOnce() -> Result<Block, StoreError>,
+    ) -> Result<Resolved, StoreError> {
+        let steps = pending.steps(object, block, at, below);
         let base = match Pending::covers(&steps) {
             true => Block::Hole,
-            false => base,
+            false => base()?,
         };
         Resolved::from_steps(base, &steps, &mut |from, block, order| {
-            self.resolve_deep(pending, from, block, at, order, 1)
+            self.resolve_deep(pending, from, block, at, order.min(below), depth + 1)
         })
     }
 
@@ -115,14 +127,8 @@ impl<'a> Reader<'a> {
                 "copies of copies run in a circle".into(),
             ));
         }
-        let steps = pending.steps(object, block, at, below);
-        let base = if Pending::covers(&steps) {
-            Block::Hole
-        } else {
-            self.chunk(object, block / CHUNK_BLOCKS)?[(block % CHUNK_BLOCKS) as usize]
-        };
-        Resolved::from_steps(base, &steps, &mut |from, block, order| {
-            self.resolve_deep(pending, from, block, at, order.min(below), depth + 1)
+        self.resolve_on(pending, (object, block), (at, below), depth, || {
+            Ok(self.chunk(object, block / CHUNK_BLOCKS)?[(block % CHUNK_BLOCKS) as usize])
         })
     }
 
