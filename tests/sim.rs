@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use mortar_protocol::env_real::wall_now;
-use mortar_tests::sim::world::Sabotage;
+use mortar_tests::sim::world::{SEVERAL_SETS, Sabotage};
 use mortar_tests::sim::{self, Outcome};
 
 /// Fresh seeds of one run.
@@ -42,7 +42,10 @@ fn fresh_seeds() {
     let mut failed = Vec::new();
     let mut sum = Outcome::default();
     let mut left_out = 0;
-    for seed in base..base + count {
+    for number in base..base + count {
+        // Every third has a volume of several sets.
+        let several = if number % 3 == 0 { SEVERAL_SETS } else { 0 };
+        let seed = number | several;
         let outcome = sim::run_twice(seed);
         if !outcome.failures.is_empty() {
             complain(seed, &outcome);

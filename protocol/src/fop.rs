@@ -875,8 +875,9 @@ pub enum Reply {
     Renewed {
         /// Unlinked inodes and removed directories.
         orphans: Vec<InodeId>,
-        /// Unlinked files of several shards that nobody holds open any more, with their sizes: whoever reads this cuts
-        /// their shards on the other sets ([`Part::ShardCut`] to 0 with [`Cut::GONE`]), then sends [`Part::Purge`].
+        /// What nobody holds open any more, with sizes: unlinked files of several shards, and the marks of removed
+        /// directories that were locked. Whoever reads this cuts the shards on the other sets of a file whose inode is
+        /// on this set ([`Part::ShardCut`] to 0 with [`Cut::GONE`]), then sends [`Part::Purge`] to this set.
         garbage: Vec<(InodeId, u64)>,
         /// The set waits for this session's [`Fop::Claim`] after that opening.
         claim: Option<Opening>,

@@ -62,8 +62,8 @@ impl Volume {
     async fn do_chores(&self, renewals: Vec<Renewal>) {
         for renewal in renewals {
             for (id, _) in renewal.garbage {
-                if let Err(fault) = self.purge(id).await {
-                    tracing::debug!(%id, ?fault, "a removed file's shards stay until the next round");
+                if let Err(fault) = self.purge(renewal.set, id).await {
+                    tracing::debug!(%id, ?fault, "what was removed stays until the next round");
                 }
             }
             for left in renewal.left {
@@ -90,26 +90,28 @@ impl Volume {
         }
     }
 
-    /// Removes an unlinked file of several shards: first its shards on the other sets, then the rest.
-    async fn purge(&self, id: InodeId) -> Result<(), Fault> {
+    /// Removes what nobody holds open any more: of an unlinked file first its shards on the other sets, then the rest.
+    /// Beside its inode's set, a set has only the mark of a removed directory.
+    async fn purge(&self, index: SetIndex, id: InodeId) -> Result<(), Fault> {
         let info = self.info();
-        let home = info.layout.inode_set(id);
         let time = self.env().wall();
         let cred = Cred::default();
-        let others = info.layout.sets().into_iter().filter(|set| *set != home);
-        let cuts = others.map(|index| {
+        let sets = info.layout.sets().into_iter();
+        let file = info.layout.inode_set(id) == index;
+        let others = sets.filter(|set| file && *set != index);
+        let cuts = others.map(|other| {
             let part = Part::ShardCut {
                 id,
                 size: 0,
                 shard_size: info.shard_size,
                 cut: Cut::GONE,
             };
-            self.commit(Shares::from([(index, vec![part])]), &cred, time, None)
+            self.commit(Shares::from([(other, vec![part])]), &cred, time, None)
         });
         for done in join_all(cuts).await {
             done?;
         }
-        let purge = Shares::from([(home, vec![Part::Purge { id }])]);
+        let purge = Shares::from([(index, vec![Part::Purge { id }])]);
         self.commit(purge, &cred, time, None).await.map(drop)
     }
 }

@@ -183,9 +183,16 @@ impl Volume {
                     self.0
                         .names
                         .put(parent, &name, Some((attr.gfid, attr.kind)));
-                    return match attrs.into_iter().find(|attr| attr.gfid.id == id) {
-                        Some(attr) => Ok(attr),
-                        None => self.getattr(id).await,
+                    if let Some(told) = attrs.into_iter().find(|attr| attr.gfid.id == id) {
+                        return Ok(told);
+                    }
+                    return match self.getattr(id).await {
+                        // Another has removed all its names since: the link was made all the same.
+                        Err(Errno::ESTALE) => Ok(Attr {
+                            nlink: attr.nlink.saturating_add(1),
+                            ..attr
+                        }),
+                        told => told,
                     };
                 }
                 Err(Fault::Refused(Errno::EAGAIN)) => {}

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mortar_protocol::entry::EntryKind;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::fop::{Answer, Call, Fop, Reply};
+use mortar_protocol::fop::{Answer, Call, Fop, LockKind, Reply};
 use mortar_protocol::ids::{Seq, SessionId};
 use mortar_protocol::limits::MAX_INLINE;
 use mortar_protocol::report::BrickEvent;
@@ -77,8 +77,10 @@ impl Brick {
 
     /// Whether there is room in every member's ring, in the pending map, and whether there are members enough.
     fn admit(&mut self, queued: &Queued) -> Admission {
-        let housekeeping = matches!(queued.call.fop, Fop::SessionBegin | Fop::SessionEnd);
-        if !housekeeping && !self.members_enough() {
+        if self.is_answered(&queued.call) {
+            return Admission::Run;
+        }
+        if !is_housekeeping(&queued.call.fop) && !self.members_enough() {
             // `cluster.open-wait`: so long do changes wait for members before they get EROFS.
             let wait = self.shape.as_ref().map_or(0, |shape| shape.open_wait_ms);
             let wait = Duration::from_millis(wait.into());
@@ -102,6 +104,12 @@ impl Brick {
             return Admission::Wait;
         }
         Admission::Run
+    }
+
+    /// Whether the call was run before. Then its first answer counts, whatever holds now: no other may be given.
+    fn is_answered(&self, call: &Call) -> bool {
+        let session = self.sessions.get(call.session);
+        session.is_some_and(|session| session.results.contains_key(&call.number))
     }
 
     /// Replicate: a majority of the copies (one of two); disperse: k fragments.
@@ -540,5 +548,14 @@ impl Waiting {
     fn give(mut self, flushed: Seq) {
         self.answer.flushed = flushed;
         (self.reply)(self.answer, Bytes::new());
+    }
+}
+
+/// What is done also while members are too few: it puts no data at risk, and refused it would leave something behind.
+fn is_housekeeping(fop: &Fop) -> bool {
+    match fop {
+        Fop::SessionBegin | Fop::SessionEnd => true,
+        Fop::Lock(lock) => lock.kind == LockKind::Unlock,
+        _ => false,
     }
 }

@@ -120,11 +120,9 @@ fn wipe(work: &mut Working<'_>, id: InodeId) -> Result<(), Fault> {
 /// EBUSY if the file still has a name or a user.
 pub(super) fn purge(work: &mut Working<'_>, id: InodeId) -> Result<(), Fault> {
     work.claim(records::inode_key(id), true)?;
-    if work.inode(id)?.is_none() {
-        return Ok(());
-    }
     match work.get(&records::orphan_key(id))? {
         Some(value) if records::decode::<Orphan>(&value)?.sessions.is_empty() => wipe(work, id),
+        None if work.inode(id)?.is_none() => Ok(()),
         _ => Err(Errno::EBUSY.into()),
     }
 }

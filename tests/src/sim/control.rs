@@ -126,6 +126,9 @@ impl World {
         }
         let orders = std::mem::take(&mut *self.control.outgoing.0.lock());
         for (brick, order) in orders {
+            if let ToBrick::View(view) = &order {
+                self.saw_view(view.members.len());
+            }
             self.send_order(brick, &order);
         }
         let state = self.control.state.state();

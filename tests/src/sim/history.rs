@@ -120,6 +120,11 @@ impl Record {
         let (end, told) = self.answer.as_ref()?;
         (!told.is_unknown()).then_some((*end, told))
     }
+
+    /// Whether it was refused because members were too few: then it has done nothing.
+    pub fn is_refused(&self) -> bool {
+        matches!(self.answer, Some((_, Told::Failed(Errno::EROFS))))
+    }
 }
 
 /// All calls.

@@ -140,6 +140,10 @@ pub fn run_with(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
             .failures
             .extend(oracle::promises::check(&records, look));
         outcome.undecided = findings.undecided;
+        if !world.had_too_few() && records.iter().any(Record::is_refused) {
+            let why = "changes were refused although there were always members enough";
+            outcome.failures.push(why.to_owned());
+        }
         outcome.left_out = world.left_out();
         if !outcome.left_out {
             outcome.failures.extend(check_bricks(&world));

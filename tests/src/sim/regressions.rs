@@ -16,4 +16,16 @@ pub const SEEDS: &[(u64, &str)] = &[
         27 | SEVERAL_SETS,
         "a client that closed left the record of a decision for ever",
     ),
+    (
+        7232,
+        "a set of one member refused changes, also such as it had done before",
+    ),
+    (
+        1_795_850_983_115 | SEVERAL_SETS,
+        "a link was refused after it was made: its answer came after the file was gone",
+    ),
+    (
+        1_795_850_983_194 | SEVERAL_SETS,
+        "the mark of a removed directory stayed for ever: a transaction had locked it when its last user let it go",
+    ),
 ];

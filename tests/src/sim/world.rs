@@ -73,6 +73,8 @@ pub struct World {
     pub blackout_at: Mutex<Option<u64>>,
     /// Whether a brick does not come back into its set.
     left_out: AtomicBool,
+    /// Whether a set ever had less than the majority of its bricks.
+    too_few: AtomicBool,
     /// Files clients have come across lately.
     pub known: Mutex<Vec<u64>>,
     /// Nothing goes wrong any more.
@@ -128,6 +130,7 @@ impl World {
             wide: Mutex::default(),
             blackout_at: Mutex::default(),
             left_out: AtomicBool::new(false),
+            too_few: AtomicBool::new(false),
             known: Mutex::default(),
             calm: Mutex::default(),
             power_loss: Mutex::default(),
@@ -203,6 +206,22 @@ impl World {
     /// Whether a brick does not come back into its set.
     pub fn left_out(&self) -> bool {
         self.left_out.load(Ordering::Relaxed)
+    }
+
+    /// Notes how many members a view has.
+    pub fn saw_view(&self, members: usize) {
+        let state = self.control.state.state();
+        let width = state
+            .volume(VOLUME)
+            .map_or(0, |volume| volume.info.kind.width());
+        if members * 2 <= width {
+            self.too_few.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a set ever had less than the majority of its bricks, so that changes may have been refused.
+    pub fn had_too_few(&self) -> bool {
+        self.too_few.load(Ordering::Relaxed)
     }
 
     /// Sessions that have not ended.

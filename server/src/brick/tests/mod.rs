@@ -276,6 +276,45 @@ fn a_brick_whose_disk_fails_leaves_and_the_set_goes_on() {
 }
 
 #[test]
+fn too_few_members_refuse_changes_but_not_what_was_done_nor_unlocking() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let done = rig.request(change(InodeOp::Append { len: 3 }));
+    let body = Bytes::from_static(b"one");
+    let primary = rig.primary();
+    let slot = rig.send(primary, done.clone(), body.clone());
+    rig.settle();
+    let first = slot.lock().take().expect("an answer").0;
+    let granted = rig.call(primary, Fop::Lock(lock(0)), b"").0.result;
+    assert_eq!(locked(granted), LockOutcome::Granted);
+    for victim in (0..3).filter(|at| *at != primary) {
+        let steps = rig.disks[victim].steps();
+        rig.disks[victim].fail_at(steps + 1, DiskFault::Error(libc::EIO));
+        rig.disks[victim].fail_at(steps + 2, DiskFault::Error(libc::EIO));
+    }
+    rig.done(write(8, 1), b"x");
+    rig.pass(Duration::from_secs(12));
+    assert_eq!(rig.view().members.len(), 1);
+    let refused = rig.call(primary, write(8, 1), b"y").0.result;
+    assert_eq!(refused, Err(Errno::EROFS.into()));
+    let again = Call {
+        repeat: true,
+        ..done
+    };
+    let slot = rig.send(primary, again, body);
+    rig.settle();
+    let second = slot.lock().take().expect("an answer").0;
+    assert_eq!((second.result, second.mark), (first.result, first.mark));
+    let unlock = LockRequest {
+        kind: LockKind::Unlock,
+        ..lock(0)
+    };
+    let released = rig.call(primary, Fop::Lock(unlock), b"").0.result;
+    assert_eq!(locked(released), LockOutcome::Granted);
+    assert_eq!(rig.read(primary, 3), Ok(Bytes::from_static(b"one")));
+}
+
+#[test]
 fn a_primary_whose_disk_fails_is_replaced_and_its_unanswered_call_runs_once() {
     let mut rig = Rig::new(3);
     rig.create();

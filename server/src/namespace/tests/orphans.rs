@@ -1,5 +1,7 @@
 //! Unlinked files that are open, removed directories, the end of sessions, and files of several shards.
 
+use mortar_protocol::ids::TxnId;
+
 use super::super::{records, release};
 use super::*;
 
@@ -113,6 +115,44 @@ fn a_set_without_the_inode_remembers_the_removal() {
     assert_eq!(renew(&mut v, other, 1).0, [dir.gfid.id]);
     let_go(&mut v, other, 1, dir.gfid.id);
     let key = records::part_key(dir.gfid.id);
+    assert!(!v.sets[other as usize].records.contains_key(&key));
+}
+
+/// The mark of a removed directory may be locked by a transaction when its last user lets it go.
+#[test]
+fn the_mark_of_a_directory_that_was_locked_when_it_was_let_go_can_be_purged() {
+    let mut v = two_sessions(2);
+    v.session = SessionId(1);
+    // The highest set decides, so the mark is on the other.
+    let mut dirs = (0..).map(|n| v.dir(format!("dir{n}").as_bytes()).gfid.id);
+    let id = dirs.find(|id| Layout::even(2).inode_set(*id) == SetIndex(1));
+    let (id, other) = (id.unwrap(), 0);
+    let close = vec![Part::DirClose {
+        dir: id,
+        held_open: false,
+    }];
+    v.commit(other, close.clone()).unwrap();
+    let txn = TxnId {
+        session: SessionId(1),
+        number: 9,
+    };
+    let prepare = Fop::Prepare {
+        txn,
+        decider: SetIndex(1),
+        parts: close,
+        time: v.time(),
+    };
+    v.run(other, prepare, b"").unwrap();
+    let_go(&mut v, other, 1, id);
+    let_go(&mut v, other, 2, id);
+    assert_eq!(renew(&mut v, other, 1).1, [(id, 0)]);
+    v.session = SessionId(1);
+    v.run(other, Fop::Abort { txn }, b"").unwrap();
+    for _ in 0..2 {
+        v.commit(other, vec![Part::Purge { id }]).unwrap();
+    }
+    assert!(renew(&mut v, other, 1).1.is_empty());
+    let key = records::part_key(id);
     assert!(!v.sets[other as usize].records.contains_key(&key));
 }
 

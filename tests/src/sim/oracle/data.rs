@@ -63,6 +63,9 @@ impl Model for Calls<'_> {
     fn apply(&self, state: &File, call: usize) -> Option<File> {
         let record = &self.records[call];
         let told = record.known().map(|(_, told)| told);
+        if record.is_refused() {
+            return Some(state.clone());
+        }
         if let Some(Told::Failed(errno)) = told {
             return match errno {
                 Errno::ESTALE | Errno::ENOENT => Some(None),

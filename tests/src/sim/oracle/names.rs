@@ -159,6 +159,9 @@ impl Model for Calls<'_> {
     fn apply(&self, state: &Names, call: usize) -> Option<Names> {
         let record = &self.records[call];
         let told = record.known().map(|(_, told)| told);
+        if record.is_refused() {
+            return Some(state.clone());
+        }
         match (&record.act, told) {
             (act, None) => state.change(act, Inode::Of(call)),
             (act, Some(Told::Failed(errno))) => state.refuses(act, *errno).then(|| state.clone()),

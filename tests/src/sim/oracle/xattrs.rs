@@ -41,6 +41,9 @@ impl Model for Calls<'_> {
 
     fn apply(&self, state: &Self::State, call: usize) -> Option<Self::State> {
         let record = &self.records[call];
+        if record.is_refused() {
+            return Some(*state);
+        }
         match (&record.act, record.known().map(|(_, told)| told)) {
             (_, Some(Told::Failed(Errno::ESTALE | Errno::ENOENT))) => Some(None),
             (Act::SetXattr { .. }, None | Some(Told::Done)) => {
