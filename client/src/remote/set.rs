@@ -221,6 +221,10 @@ impl Set {
         call.repeat = false;
         loop {
             let ticket = self.ticket(call, started).await?;
+            // Stages went with the session that they were sent in; it may have ended at any time since.
+            if stages_of(&call.fop).any(|stage| stage.session != call.session) {
+                return Err(Fault::NoStage);
+            }
             let outcome = self.drive(call, body, started).await;
             drop(ticket);
             tracing::trace!(
@@ -325,11 +329,7 @@ impl Set {
             });
             return Err(Fault::Refused(Errno::EIO));
         }
-        self.begin(&mut Tries::new(started)).await?;
-        if stages_of(&call.fop).any(|stage| stage.session != self.hub.session()) {
-            return Err(Fault::NoStage);
-        }
-        Ok(())
+        self.begin(&mut Tries::new(started)).await
     }
 
     /// Sends a request until somebody answers it.

@@ -6,7 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use mortar_protocol::env::Env;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::fop::{Call, Change, Cut, Fop, LockKind, LockOutcome, LockRequest, Reply};
+use mortar_protocol::fop::{
+    Call, Change, Cut, Fop, InodeOp, LockKind, LockOutcome, LockRequest, Reply,
+};
 use mortar_protocol::ids::{BrickId, InodeId, Mark, NodeId, Opening, Seq, SessionId, SetIndex};
 use mortar_protocol::transport::Lost;
 use parking_lot::Mutex;
@@ -197,6 +199,28 @@ async fn another_session_is_opened_when_one_has_ended() {
         (last.session, last.number, last.repeat),
         (SessionId(101), 1, false)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn data_that_was_sent_in_an_ended_session_is_asked_for_again() {
+    let (_servers, cluster, _env, log) = cluster(|_| changed()).await;
+    let set = cluster.set(SetIndex(0));
+    let mut stage = set.stage_id();
+    stage.session = SessionId(99);
+    let Fop::Change(mut attach) = change() else {
+        unreachable!()
+    };
+    attach.ops.push(InodeOp::Attach {
+        shard: 0,
+        offset: 0,
+        stage,
+        len: 4_096,
+    });
+    let mut call = set.request(Fop::Change(attach), How::default());
+    let outcome = set.run(&mut call, &Bytes::new()).await;
+    assert_eq!(outcome.map(drop), Err(Fault::NoStage));
+    assert!(changes(&log).is_empty());
+    make(&set).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

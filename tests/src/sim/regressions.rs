@@ -21,6 +21,10 @@ pub const SEEDS: &[(u64, &str)] = &[
         "a set of one member refused changes, also such as it had done before",
     ),
     (
+        412_428 | SEVERAL_SETS,
+        "a change was sent in another session than the data it attaches, and refused as nonsense",
+    ),
+    (
         1_795_850_983_115 | SEVERAL_SETS,
         "a link was refused after it was made: its answer came after the file was gone",
     ),
