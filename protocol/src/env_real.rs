@@ -1,14 +1,17 @@
 //! The production [`Env`]: the machine's clocks, its random numbers and a tokio runtime.
 
 use std::cell::RefCell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::attr::Time;
+use crate::busy_poll::BusyPoll;
 use crate::env::{Env, Mono};
 
 /// The machine's clocks and random numbers; tasks and sleeps run on one tokio runtime.
@@ -24,16 +27,44 @@ pub struct RealEnv {
 impl RealEnv {
     /// An environment whose tasks run on `runtime`.
     pub fn new(runtime: Handle) -> Self {
-        let (queue, mut tasks) = unbounded_channel();
-        runtime.spawn(async move {
-            let mut batch = Vec::new();
-            while tasks.recv_many(&mut batch, BATCH).await > 0 {
-                for task in batch.drain(..) {
-                    tokio::spawn(task);
-                }
-            }
-        });
+        Self::polling(runtime, Duration::ZERO)
+    }
+
+    /// One whose runtime's thread stays awake for up to `window` after each task from outside ([`BusyPoll`]).
+    pub fn polling(runtime: Handle, window: Duration) -> Self {
+        let (queue, tasks) = unbounded_channel();
+        runtime.spawn(dispatch(tasks, BusyPoll::new(window)));
         Self { runtime, queue }
+    }
+}
+
+/// Begins the tasks that come from outside.
+async fn dispatch(mut tasks: UnboundedReceiver<BoxFuture<'static, ()>>, mut poll: BusyPoll) {
+    let running = Arc::new(AtomicUsize::new(0));
+    let mut batch = Vec::new();
+    while tasks.recv_many(&mut batch, BATCH).await > 0 {
+        poll.came(mono_now());
+        loop {
+            for task in batch.drain(..) {
+                running.fetch_add(1, Ordering::Relaxed);
+                let running = Arc::clone(&running);
+                tokio::spawn(async move {
+                    task.await;
+                    running.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            if !poll.looks_again(mono_now(), running.load(Ordering::Relaxed)) {
+                break;
+            }
+            // The runtime looks after its sockets and timers before it comes back here.
+            tokio::task::yield_now().await;
+            while let Ok(task) = tasks.try_recv() {
+                batch.push(task);
+            }
+            if !batch.is_empty() {
+                poll.came(mono_now());
+            }
+        }
     }
 }
 

@@ -10,6 +10,11 @@ use fuser::MountOption;
 /// Port of a daemon unless `server-port` or the source says otherwise.
 pub(super) const DEFAULT_PORT: u16 = 24_007;
 
+/// `busy-poll` unless given: somewhat more than a small read takes.
+const BUSY_POLL: Duration = Duration::from_micros(300);
+/// Most of it, in microseconds.
+const MAX_BUSY_POLL: u64 = 10_000;
+
 /// A parsed mount source.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Source {
@@ -44,6 +49,8 @@ pub(super) struct MountOptions {
     pub(super) log_file: Option<PathBuf>,
     /// `direct-io-mode`: every file is read and written past the kernel's pages.
     pub(super) direct_io: bool,
+    /// `busy-poll`: how long the thread of the connections looks for more work before it sleeps.
+    pub(super) busy_poll: Duration,
     /// Log level, as tracing names it.
     pub(super) log_level: &'static str,
     /// Options accepted without effect, for the log.
@@ -63,6 +70,7 @@ impl Default for MountOptions {
             negative_ttl: None,
             log_file: None,
             direct_io: false,
+            busy_poll: BUSY_POLL,
             log_level: "info",
             ignored: Vec::new(),
         }
@@ -229,6 +237,15 @@ fn parse_option(options: &mut MountOptions, word: &str) -> Result<(), String> {
                 }
             };
         }
+        "busy-poll" => {
+            let text = needed()?;
+            let micros = text.parse().ok().filter(|micros| *micros <= MAX_BUSY_POLL);
+            options.busy_poll = micros.map(Duration::from_micros).ok_or_else(|| {
+                format!(
+                    "option {name}: '{text}' is no number of microseconds up to {MAX_BUSY_POLL}"
+                )
+            })?;
+        }
         "transport" => {
             let text = needed()?;
             if !["tcp", "socket"].contains(&text) {
@@ -376,6 +393,7 @@ mod tests {
         assert_eq!((options.log_level, options.port), ("warn", 99));
         assert!(options.ignored.is_empty() && !options.direct_io);
         assert!(parse("direct-io-mode=enable").unwrap().direct_io);
+        assert_eq!(parse("busy-poll=0").unwrap().busy_poll, Duration::ZERO);
         assert!(parse("defaults,_netdev,x-systemd.automount,nofail,,noatime").is_ok());
         let options = parse("backup-volfile-servers=b:[fe80::1]:c").unwrap();
         let source = parse_source("a:5:/v").unwrap();
@@ -401,6 +419,7 @@ mod tests {
             ("transport=rdma", "transport"),
             ("direct-io-mode=perhaps", "direct-io-mode"),
             ("direct-io-mode", "direct-io-mode"),
+            ("busy-poll=10001", "busy-poll"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(name), "{text}: {error}");

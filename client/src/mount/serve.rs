@@ -75,6 +75,14 @@ impl Drop for Runtime {
     }
 }
 
+/// On a machine with one processor looking for work only keeps others from doing it.
+fn busy_poll(wanted: Duration) -> Duration {
+    match std::thread::available_parallelism() {
+        Ok(processors) if processors.get() > 1 => wanted,
+        _ => Duration::ZERO,
+    }
+}
+
 /// Serves the mount until it is unmounted or the process is told to end. `ready` is called once it answers.
 ///
 /// # Errors
@@ -85,7 +93,8 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
     for option in &request.options.ignored {
         tracing::warn!("mount option '{option}' has no effect here");
     }
-    let env: Arc<dyn Env> = Arc::new(RealEnv::new(runtime.handle.clone()));
+    let busy_poll = busy_poll(request.options.busy_poll);
+    let env: Arc<dyn Env> = Arc::new(RealEnv::polling(runtime.handle.clone(), busy_poll));
     let vfs = start(&runtime, request, env)?;
     runtime.handle.spawn(follow_options(vfs.clone()));
     let mut adapter = Adapter::new(vfs.clone());

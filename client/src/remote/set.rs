@@ -11,7 +11,7 @@ use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{Answer, Call, Fop, InodeOp, Reply};
 use mortar_protocol::frame::{Frame, FrameError};
-use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex, StageId};
+use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex};
 use mortar_protocol::transport::Lost;
 use mortar_protocol::view::View;
 use mortar_protocol::watch::{Wait, fails_because, waits_for};
@@ -221,9 +221,8 @@ impl Set {
         call.repeat = false;
         loop {
             let ticket = self.ticket(call, started).await?;
-            // Stages went with the session that they were sent in; it may have ended at any time since.
-            if stages_of(&call.fop).any(|stage| stage.session != call.session) {
-                return Err(Fault::NoStage);
+            if let Some(fault) = is_late(call) {
+                return Err(fault);
             }
             let outcome = self.drive(call, body, started).await;
             drop(ticket);
@@ -657,15 +656,20 @@ fn told(fop: &Fop) -> Told {
     }
 }
 
-fn stages_of(fop: &Fop) -> impl Iterator<Item = StageId> + '_ {
-    let ops = match fop {
-        Fop::Change(change) => change.ops.as_slice(),
-        _ => &[],
+/// What a request that builds on an earlier one of its session fails with, if that session has ended since: its stages
+/// went with it, and so may what was prepared for its transaction.
+fn is_late(call: &Call) -> Option<Fault> {
+    let attaches = |op: &InodeOp| match op {
+        InodeOp::Attach { stage, .. } => stage.session != call.session,
+        _ => false,
     };
-    ops.iter().filter_map(|op| match op {
-        InodeOp::Attach { stage, .. } => Some(*stage),
+    match &call.fop {
+        Fop::Change(change) => change.ops.iter().any(attaches).then_some(Fault::NoStage),
+        Fop::Prepare { txn, .. } | Fop::Decide { txn, .. } => {
+            (txn.session != call.session).then_some(Fault::Refused(Errno::EAGAIN))
+        }
         _ => None,
-    })
+    }
 }
 
 #[cfg(test)]

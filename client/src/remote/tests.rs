@@ -9,7 +9,9 @@ use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{
     Call, Change, Cut, Fop, InodeOp, LockKind, LockOutcome, LockRequest, Reply,
 };
-use mortar_protocol::ids::{BrickId, InodeId, Mark, NodeId, Opening, Seq, SessionId, SetIndex};
+use mortar_protocol::ids::{
+    BrickId, InodeId, Mark, NodeId, Opening, Seq, SessionId, SetIndex, TxnId,
+};
 use mortar_protocol::transport::Lost;
 use parking_lot::Mutex;
 
@@ -202,7 +204,7 @@ async fn another_session_is_opened_when_one_has_ended() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn data_that_was_sent_in_an_ended_session_is_asked_for_again() {
+async fn what_builds_on_an_ended_session_is_not_sent_but_begun_again() {
     let (_servers, cluster, _env, log) = cluster(|_| changed()).await;
     let set = cluster.set(SetIndex(0));
     let mut stage = set.stage_id();
@@ -220,6 +222,18 @@ async fn data_that_was_sent_in_an_ended_session_is_asked_for_again() {
     let outcome = set.run(&mut call, &Bytes::new()).await;
     assert_eq!(outcome.map(drop), Err(Fault::NoStage));
     assert!(changes(&log).is_empty());
+    let decide = Fop::Decide {
+        txn: TxnId {
+            session: SessionId(99),
+            number: 1,
+        },
+        parts: Vec::new(),
+        sets: Vec::new(),
+        time: Default::default(),
+    };
+    let mut call = set.request(decide, How::default());
+    let outcome = set.run(&mut call, &Bytes::new()).await;
+    assert_eq!(outcome.map(drop), Err(Fault::Refused(Errno::EAGAIN)));
     make(&set).await.unwrap();
 }
 

@@ -95,6 +95,13 @@ impl World {
             // Sessions of dead clients end, and what they left is brought to its end.
             let more = std::time::Duration::from_secs(world.plan.session_timeout + 8);
             hands.env.sleep(more).await;
+            // A late message of a dead client keeps its session for another while; ours is the last.
+            for _ in 0..8 {
+                if world.sessions() <= 1 {
+                    break;
+                }
+                hands.env.sleep(std::time::Duration::from_secs(3)).await;
+            }
             hands.volume.close().await;
             world.working.lock().remove(&client);
         });

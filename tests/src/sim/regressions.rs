@@ -25,6 +25,10 @@ pub const SEEDS: &[(u64, &str)] = &[
         "a change was sent in another session than the data it attaches, and refused as nonsense",
     ),
     (
+        610_066 | SEVERAL_SETS,
+        "a transaction of an ended session was decided in the next one, and refused as nonsense",
+    ),
+    (
         1_795_850_983_115 | SEVERAL_SETS,
         "a link was refused after it was made: its answer came after the file was gone",
     ),
