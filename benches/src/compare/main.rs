@@ -3,6 +3,7 @@
 //! ```text
 //! cargo build --release && target/release/compare [--json FILE]          as root; some 15 minutes
 //! target/release/compare --only untar,smallfile --rounds 3 --side mortar
+//! target/release/compare --only listing,long,aged --rounds 1             what shows after a while
 //! ```
 //!
 //! It writes a backing image once, formats it with XFS, mounts a replica 3 volume of each side on it, runs every
@@ -12,6 +13,8 @@
 //! if they are missing; where GlusterFS cannot be had, a line says so and Mortar is measured alone. Both sides have
 //! their default options. Whatever was set up is taken down at the end, after a failure and on Ctrl-C.
 
+mod aged;
+mod fio;
 mod gluster;
 mod report;
 mod workload;
@@ -73,7 +76,11 @@ struct Options {
     /// Seconds of each timed workload.
     #[arg(long, default_value_t = 5)]
     seconds: u32,
-    /// Only these workloads (comma-separated; default all).
+    /// Seconds of the workload `long`.
+    #[arg(long, default_value_t = 180)]
+    long_seconds: u32,
+    /// Only these workloads, comma-separated (default: untar,smallfile,rand4k,syncwrite4k,seq1m; there are also
+    /// listing, long and aged, which take minutes each).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only this side.
@@ -102,7 +109,8 @@ impl Options {
             ));
         }
         all.retain(|workload| {
-            self.only.is_empty() || self.only.iter().any(|name| name == workload.name)
+            (self.only.is_empty() && workload.usual)
+                || self.only.iter().any(|name| name == workload.name)
         });
         Ok(all)
     }
@@ -147,6 +155,7 @@ fn run(options: &Options) -> Result<(), String> {
         backing: &backing,
         seconds: options.seconds,
         file_mib: options.file_mib,
+        long_seconds: options.long_seconds,
         tar: workload::make_tar(backing.scratch())?,
     };
     let mut report = Report::default();
@@ -160,9 +169,10 @@ fn run(options: &Options) -> Result<(), String> {
                 backing.sync()?;
                 let figures = (workload.run)(side.mount(), &scale)
                     .map_err(|err| format!("{} on {}: {err}", workload.name, side.name()))?;
-                for (metric, value) in figures {
+                for figure in figures {
+                    let (metric, value) = (figure.metric, figure.value);
                     eprintln!("round {round} {:9} {metric:24} {value:.1}", side.name());
-                    report.add(side.name(), metric, value);
+                    report.add(side.name(), &figure);
                 }
             }
         }

@@ -6,12 +6,14 @@ use mortar_benches::process::memory_kib;
 use mortar_benches::stats::{median, spread};
 use serde_json::{Value, json};
 
-use crate::workload::Metric;
+use crate::fio::Latency;
+use crate::workload::{Figure, Metric};
 
 /// All figures of a run.
 #[derive(Default)]
 pub(crate) struct Report {
     figures: BTreeMap<Metric, BTreeMap<&'static str, Vec<f64>>>,
+    latencies: BTreeMap<(Metric, &'static str), Vec<Latency>>,
     memory: Vec<(String, u64)>,
 }
 
@@ -25,13 +27,44 @@ fn shown(number: Option<f64>, digits: usize, unit: &str) -> String {
 
 impl Report {
     /// Adds one figure.
-    pub(crate) fn add(&mut self, side: &'static str, metric: Metric, value: f64) {
+    pub(crate) fn add(&mut self, side: &'static str, figure: &Figure) {
         self.figures
-            .entry(metric)
+            .entry(figure.metric)
             .or_default()
             .entry(side)
             .or_default()
-            .push(value);
+            .push(figure.value);
+        if let Some(latency) = figure.latency {
+            let runs = self.latencies.entry((figure.metric, side)).or_default();
+            runs.push(latency);
+        }
+    }
+
+    /// Medians of the percentiles, the longest operation and the slowest second of all runs.
+    fn print_latencies(&self) {
+        if self.latencies.is_empty() {
+            return;
+        }
+        println!(
+            "\n{:24} {:8} {:>9} {:>9} {:>9} {:>9} {:>15}",
+            "latency in ms", "side", "p50", "p99", "p99.9", "longest", "slowest second"
+        );
+        for ((metric, side), runs) in &self.latencies {
+            let of = |at: usize| {
+                let all: Vec<f64> = runs.iter().map(|run| run.percentiles[at]).collect();
+                shown(Some(median(&all)), 2, "")
+            };
+            let longest = runs.iter().map(|run| run.longest).fold(0.0, f64::max);
+            let slowest = runs.iter().map(|run| run.slowest * 100.0);
+            println!(
+                "{:24} {side:8} {:>9} {:>9} {:>9} {longest:>9.2} {:>14}%",
+                metric.name,
+                of(0),
+                of(1),
+                of(2),
+                shown(Some(slowest.fold(f64::INFINITY, f64::min)), 0, ""),
+            );
+        }
     }
 
     /// Notes the resident memory of a process: the most it ever had.
@@ -77,6 +110,7 @@ impl Report {
                 shown(metric.goal.map(|(_, aim)| aim), 1, "x"),
             );
         }
+        self.print_latencies();
         for (process, kib) in &self.memory {
             println!("most memory: {process}: {} MiB", kib / 1024);
         }

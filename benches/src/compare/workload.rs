@@ -8,11 +8,14 @@ use mortar_benches::backing::{Backing, text};
 use mortar_benches::process::{check, run};
 use mortar_protocol::env_real::mono_now;
 
+use crate::aged;
+use crate::fio::{Latency, fio};
+
 /// What a figure measures.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Metric {
     /// Place in the table.
-    place: u8,
+    pub(crate) place: u8,
     /// Name in the table.
     pub(crate) name: &'static str,
     /// Unit.
@@ -49,17 +52,22 @@ impl fmt::Display for Metric {
     }
 }
 
-const fn more(place: u8, name: &'static str, unit: &'static str, goal: (f64, f64)) -> Metric {
+pub(crate) const fn more(
+    place: u8,
+    name: &'static str,
+    unit: &'static str,
+    goal: Option<(f64, f64)>,
+) -> Metric {
     Metric {
         place,
         name,
         unit,
         higher_is_better: true,
-        goal: Some(goal),
+        goal,
     }
 }
 
-const fn seconds(place: u8, name: &'static str, goal: Option<(f64, f64)>) -> Metric {
+pub(crate) const fn seconds(place: u8, name: &'static str, goal: Option<(f64, f64)>) -> Metric {
     Metric {
         place,
         name,
@@ -70,20 +78,20 @@ const fn seconds(place: u8, name: &'static str, goal: Option<(f64, f64)>) -> Met
 }
 
 const UNTAR: Metric = seconds(0, "untar", Some((5.0, 8.0)));
-const FIND: Metric = seconds(1, "find", None);
+const FIND: Metric = seconds(1, "find", Some((1.5, 2.5)));
 const READ_TREE: Metric = seconds(2, "read-tree", Some((3.0, 10.0)));
 const REMOVE_TREE: Metric = seconds(3, "rm-rf", Some((3.0, 6.0)));
-const CREATE: Metric = more(4, "smallfile-create", "/s", (5.0, 10.0));
-const STAT: Metric = more(5, "smallfile-stat", "/s", (5.0, 10.0));
-const READ: Metric = more(6, "smallfile-read", "/s", (3.0, 10.0));
-const RENAME: Metric = more(7, "smallfile-rename", "/s", (3.0, 6.0));
-const DELETE: Metric = more(8, "smallfile-delete", "/s", (3.0, 6.0));
-const RANDWRITE: Metric = more(9, "randwrite-4k-qd16", "IOPS", (4.0, 8.0));
-const SYNCWRITE: Metric = more(10, "write+fsync-4k", "IOPS", (2.0, 4.0));
-const RANDREAD: Metric = more(11, "randread-4k-qd16", "IOPS", (2.0, 2.5));
-const LATENCY: Metric = more(12, "randread-4k-qd1", "IOPS", (1.3, 2.0));
-const SEQWRITE: Metric = more(13, "seqwrite-1m", "MB/s", (1.5, 2.5));
-const SEQREAD: Metric = more(14, "seqread-1m", "MB/s", (1.0, 1.3));
+const CREATE: Metric = more(4, "smallfile-create", "/s", Some((5.0, 10.0)));
+const STAT: Metric = more(5, "smallfile-stat", "/s", Some((5.0, 10.0)));
+const READ: Metric = more(6, "smallfile-read", "/s", Some((3.0, 10.0)));
+const RENAME: Metric = more(7, "smallfile-rename", "/s", Some((3.0, 6.0)));
+const DELETE: Metric = more(8, "smallfile-delete", "/s", Some((3.0, 6.0)));
+const RANDWRITE: Metric = more(9, "randwrite-4k-qd16", "IOPS", Some((4.0, 8.0)));
+const SYNCWRITE: Metric = more(10, "write+fsync-4k", "IOPS", Some((2.0, 4.0)));
+const RANDREAD: Metric = more(11, "randread-4k-qd16", "IOPS", Some((2.0, 2.5)));
+const LATENCY: Metric = more(12, "randread-4k-qd1", "IOPS", Some((1.3, 2.0)));
+const SEQWRITE: Metric = more(13, "seqwrite-1m", "MB/s", Some((1.5, 2.5)));
+const SEQREAD: Metric = more(14, "seqread-1m", "MB/s", Some((1.0, 1.3)));
 
 /// How much to do.
 pub(crate) struct Scale<'a> {
@@ -93,11 +101,42 @@ pub(crate) struct Scale<'a> {
     pub(crate) seconds: u32,
     /// Size of the sequential file in MiB; the random one has half.
     pub(crate) file_mib: u64,
+    /// Seconds of the long one.
+    pub(crate) long_seconds: u32,
     /// The tar to unpack.
     pub(crate) tar: PathBuf,
 }
 
-type Figures = Vec<(Metric, f64)>;
+/// One figure of one run.
+pub(crate) struct Figure {
+    /// What it measures.
+    pub(crate) metric: Metric,
+    /// How much.
+    pub(crate) value: f64,
+    /// How long single operations took, where fio says that.
+    pub(crate) latency: Option<Latency>,
+}
+
+impl Figure {
+    /// A figure alone.
+    pub(crate) fn new(metric: Metric, value: f64) -> Self {
+        Self {
+            metric,
+            value,
+            latency: None,
+        }
+    }
+
+    /// One of fio's.
+    pub(crate) fn timed(metric: Metric, value: f64, latency: Latency) -> Self {
+        Self {
+            latency: Some(latency),
+            ..Self::new(metric, value)
+        }
+    }
+}
+
+pub(crate) type Figures = Vec<Figure>;
 type Run = fn(&Path, &Scale<'_>) -> Result<Figures, String>;
 
 /// One workload.
@@ -106,24 +145,30 @@ pub(crate) struct Workload {
     pub(crate) name: &'static str,
     /// Runs it below a mount.
     pub(crate) run: Run,
+    /// Whether it runs unless others are asked for.
+    pub(crate) usual: bool,
 }
 
 impl Workload {
     /// All of them.
     pub(crate) fn all() -> Vec<Self> {
-        let all: [(_, Run); 5] = [
-            ("untar", untar),
-            ("smallfile", smallfile),
-            ("rand4k", rand4k),
-            ("syncwrite4k", syncwrite),
-            ("seq1m", seq),
+        let all: [(_, Run, bool); 8] = [
+            ("untar", untar, true),
+            ("smallfile", smallfile, true),
+            ("rand4k", rand4k, true),
+            ("syncwrite4k", syncwrite, true),
+            ("seq1m", seq, true),
+            ("listing", aged::listing, false),
+            ("long", aged::long, false),
+            ("aged", aged::aged, false),
         ];
-        all.map(|(name, run)| Self { name, run }).into()
+        all.map(|(name, run, usual)| Self { name, run, usual })
+            .into()
     }
 }
 
 /// Seconds that something takes.
-fn timed(work: impl FnOnce() -> Result<(), String>) -> Result<f64, String> {
+pub(crate) fn timed(work: impl FnOnce() -> Result<(), String>) -> Result<f64, String> {
     let start = mono_now();
     work()?;
     Ok(mono_now().since(start).as_secs_f64())
@@ -179,10 +224,10 @@ fn untar(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     scale.backing.drop_caches()?;
     let remove = timed(|| run("rm", &["-rf", text(&dir)?]).map(drop))?;
     Ok(vec![
-        (UNTAR, unpack),
-        (FIND, find),
-        (READ_TREE, read),
-        (REMOVE_TREE, remove),
+        Figure::new(UNTAR, unpack),
+        Figure::new(FIND, find),
+        Figure::new(READ_TREE, read),
+        Figure::new(REMOVE_TREE, remove),
     ])
 }
 
@@ -228,36 +273,12 @@ fn smallfile(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let delete = phase(&|path| fs::remove_file(path.with_extension("new")), "f")?;
     fs::remove_dir_all(&root).map_err(|err| err.to_string())?;
     Ok(vec![
-        (CREATE, create),
-        (STAT, stat),
-        (READ, read),
-        (RENAME, rename),
-        (DELETE, delete),
+        Figure::new(CREATE, create),
+        Figure::new(STAT, stat),
+        Figure::new(READ, read),
+        Figure::new(RENAME, rename),
+        Figure::new(DELETE, delete),
     ])
-}
-
-/// Runs fio and gives (bandwidth in MB/s, IOPS) of the direction asked for.
-fn fio(file: &Path, write: bool, args: &[&str]) -> Result<(f64, f64), String> {
-    let filename = format!("--filename={}", file.display());
-    let mut all = vec![
-        "--name=bench",
-        "--output-format=json",
-        "--randseed=1",
-        "--fallocate=none",
-        &filename,
-    ];
-    all.extend(args);
-    let out = run("fio", &all)?;
-    let start = out.find('{').ok_or("fio gave no JSON")?;
-    let json: serde_json::Value =
-        serde_json::from_str(&out[start..]).map_err(|err| err.to_string())?;
-    let job = &json["jobs"][0][if write { "write" } else { "read" }];
-    let number = |name: &str| {
-        job[name]
-            .as_f64()
-            .ok_or_else(|| format!("fio gave no {name}"))
-    };
-    Ok((number("bw_bytes")? / 1e6, number("iops")?))
 }
 
 fn rand4k(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
@@ -271,24 +292,25 @@ fn rand4k(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
         "--ioengine=psync",
         "--end_fsync=1",
     ];
-    fio(&file, true, &fill)?;
+    let scratch = scale.backing.scratch();
+    fio(scratch, &file, true, &fill)?;
     let timed = ["--bs=4k", &size, "--direct=1", "--time_based", &runtime];
-    let run_one = |write, special: &[&str]| {
+    let run_one = |metric, write, special: &[&str]| {
         check()?;
         scale.backing.drop_caches()?;
-        let (_, iops) = fio(&file, write, &[&timed, special].concat())?;
-        Ok::<f64, String>(iops)
+        let told = fio(scratch, &file, write, &[&timed, special].concat())?;
+        Ok::<_, String>(Figure::timed(metric, told.iops, told.latency))
     };
     let queued = ["--ioengine=libaio", "--iodepth=16"];
-    let write = run_one(true, &[&queued[..], &["--rw=randwrite"]].concat())?;
-    let read = run_one(false, &[&queued[..], &["--rw=randread"]].concat())?;
-    let latency = run_one(false, &["--ioengine=psync", "--rw=randread"])?;
+    let write = [&queued[..], &["--rw=randwrite"]].concat();
+    let read = [&queued[..], &["--rw=randread"]].concat();
+    let figures = vec![
+        run_one(RANDWRITE, true, &write)?,
+        run_one(RANDREAD, false, &read)?,
+        run_one(LATENCY, false, &["--ioengine=psync", "--rw=randread"])?,
+    ];
     fs::remove_file(&file).map_err(|err| err.to_string())?;
-    Ok(vec![
-        (RANDWRITE, write),
-        (RANDREAD, read),
-        (LATENCY, latency),
-    ])
+    Ok(figures)
 }
 
 fn syncwrite(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
@@ -303,9 +325,9 @@ fn syncwrite(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
         "--time_based",
         &runtime,
     ];
-    let (_, iops) = fio(&file, true, &args)?;
+    let told = fio(scale.backing.scratch(), &file, true, &args)?;
     fs::remove_file(&file).map_err(|err| err.to_string())?;
-    Ok(vec![(SYNCWRITE, iops)])
+    Ok(vec![Figure::timed(SYNCWRITE, told.iops, told.latency)])
 }
 
 fn seq(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
@@ -313,9 +335,14 @@ fn seq(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let size = format!("--size={}M", scale.file_mib);
     let common = ["--bs=1M", &size, "--ioengine=psync"];
     let write = [&common[..], &["--rw=write", "--end_fsync=1"]].concat();
-    let (write, _) = fio(&file, true, &write)?;
+    let scratch = scale.backing.scratch();
+    let write = fio(scratch, &file, true, &write)?;
     scale.backing.drop_caches()?;
-    let (read, _) = fio(&file, false, &[&common[..], &["--rw=read"]].concat())?;
+    let read = [&common[..], &["--rw=read"]].concat();
+    let read = fio(scratch, &file, false, &read)?;
     fs::remove_file(&file).map_err(|err| err.to_string())?;
-    Ok(vec![(SEQWRITE, write), (SEQREAD, read)])
+    Ok(vec![
+        Figure::timed(SEQWRITE, write.bandwidth, write.latency),
+        Figure::timed(SEQREAD, read.bandwidth, read.latency),
+    ])
 }
