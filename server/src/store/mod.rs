@@ -771,10 +771,13 @@ impl Store {
                 return done(Err(full()));
             }
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
-            self.checkpoint_wanted = true;
+            self.checkpoint_wanted |= !self.is_returning();
             return done(Err(io::ErrorKind::WouldBlock.into()));
         }
         if !self.have_ready(count + self.reserved) {
+            if self.is_returning() {
+                return done(Err(io::ErrorKind::WouldBlock.into()));
+            }
             return done(Err(full()));
         }
         let Some(runs) = self.alloc.lock().allocate(count as u32) else {
