@@ -87,6 +87,9 @@ impl std::fmt::Debug for Admin {
     }
 }
 
+/// How long a set may take to open beyond the time for which it waits for members.
+const OPEN_TIME: Duration = Duration::from_secs(5);
+
 /// A refusal: what a person is told.
 type Refusal = String;
 
@@ -127,10 +130,9 @@ impl Admin {
             self.control.propose(abort).await?;
         }
         for volume in state.volumes.values() {
-            if volume.info.state == VolumeState::Started
-                && let Err(error) = self.host.open(volume.info.clone()).await
-            {
-                tracing::error!(volume = volume.info.name, "{error}");
+            if volume.info.state == VolumeState::Started {
+                // What cannot be opened stays offline; it is logged where that is found.
+                let _ = self.host.open(volume.info.clone()).await;
             }
         }
         Ok(())
@@ -288,6 +290,7 @@ impl Admin {
                         .is_some_and(|member| Some(member.run) == health.run)
                 });
                 let reason = match (&health.reason[..], health.online, in_sync) {
+                    (_, true, true) => String::new(),
                     ("", false, _) => "not open".to_owned(),
                     ("", true, false) => "joining its set".to_owned(),
                     (reason, ..) => reason.to_owned(),
@@ -326,7 +329,8 @@ impl Admin {
             .await?;
         let volume = self.volume(&name)?;
         let opened = self.host.open(volume.info.clone()).await;
-        let wait = Duration::from_secs(volume.seconds("cluster.open-wait"));
+        // A set with members that do not answer opens without them only after that time.
+        let wait = Duration::from_secs(volume.seconds("cluster.open-wait")) + OPEN_TIME;
         let served = tokio::time::timeout(wait, self.all_serve(&name)).await;
         match (opened, served) {
             (Ok(()), Ok(())) => Ok(reply),

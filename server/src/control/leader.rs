@@ -240,6 +240,11 @@ impl Leader {
             set = %view.set, epoch = %view.epoch, members = view.members.len(), absent = view.absent.len(),
             opening = %view.opening, effective = view.effective, "view"
         );
+        for brick in view.absent.iter().filter(|_| view.effective) {
+            let seen = self.seen.get(&view.set);
+            let why = seen.map_or("it does not run", |seen| seen.why_absent(*brick));
+            tracing::warn!(set = %view.set, %brick, "not in its set: {why}");
+        }
         let members = view.members.iter().map(|member| member.brick);
         let configured: Vec<BrickId> = members.chain(view.absent.iter().copied()).collect();
         for brick in configured {
