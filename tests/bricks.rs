@@ -46,7 +46,16 @@ fn end(daemon: &mut Daemon, mount: &Mount) {
 }
 
 /// The brick is offline for this reason, with one line in the log; the others serve old data and take new.
-fn offline(daemon: &Daemon, before: usize, brick: &Path, why: &str, mount: &Mount, number: u32) {
+fn offline(
+    daemon: &Daemon,
+    before: usize,
+    bricks: &[PathBuf],
+    why: &str,
+    mount: &Mount,
+    number: u32,
+) {
+    let brick = &bricks[0];
+    wait_for_sync(daemon, &bricks[1], "Y");
     mount.mount(daemon, "vol", "");
     for earlier in 0..number {
         let read = fs::read(mount.join(&format!("f{earlier}"))).expect("read");
@@ -88,7 +97,7 @@ fn a_missing_an_empty_and_anothers_brick_stay_offline_until_the_right_one_return
     fs::rename(brick, &kept).expect("rename");
 
     let before = again(&mut daemon);
-    offline(&daemon, before, brick, "does not exist", &mount, 1);
+    offline(&daemon, before, &bricks, "does not exist", &mount, 1);
     assert!(!brick.exists(), "it was made again");
     end(&mut daemon, &mount);
 
@@ -98,7 +107,7 @@ fn a_missing_an_empty_and_anothers_brick_stay_offline_until_the_right_one_return
     offline(
         &daemon,
         before,
-        brick,
+        &bricks,
         "is its file system mounted?",
         &mount,
         2,
@@ -116,7 +125,7 @@ fn a_missing_an_empty_and_anothers_brick_stay_offline_until_the_right_one_return
     let superblock = |path: &Path| fs::read(path).expect("read")[..1 << 20].to_vec();
     let copy = superblock(&there);
     let before = again(&mut daemon);
-    offline(&daemon, before, brick, "holds brick", &mount, 3);
+    offline(&daemon, before, &bricks, "holds brick", &mount, 3);
     end(&mut daemon, &mount);
     assert!(superblock(&there) == copy, "it was written to");
 
@@ -136,6 +145,7 @@ fn a_missing_an_empty_and_anothers_brick_stay_offline_until_the_right_one_return
         fs::rename(other, other.with_extension("away")).expect("rename");
     }
     again(&mut daemon);
+    wait_for_sync(&daemon, brick, "Y");
     mount.mount(&daemon, "vol", "");
     for number in 0..5 {
         let read = fs::read(mount.join(&format!("f{number}"))).expect("read");
@@ -154,6 +164,7 @@ fn a_brick_that_lacks_more_than_the_log_holds_stays_out_and_says_so() {
     let kept = daemon.dir().join("kept");
     fs::rename(&bricks[2], &kept).expect("rename");
     again(&mut daemon);
+    wait_for_sync(&daemon, &bricks[0], "Y");
     mount.mount(&daemon, "vol", "");
     // More than the ring of 8 MiB holds, in pieces that travel in it.
     for number in 0..400 {

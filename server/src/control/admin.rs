@@ -15,7 +15,7 @@ use mortar_protocol::entry::Space;
 use mortar_protocol::env_real::random_id;
 use mortar_protocol::ids::{BrickId, RunId, SetIndex, VolumeId};
 use mortar_protocol::transport::{Identity, Peer};
-use mortar_protocol::view::{BrickInfo, SetKind, VolumeInfo, VolumeState};
+use mortar_protocol::view::{BrickInfo, Member, SetKind, VolumeInfo, VolumeState};
 use mortar_protocol::watch::OpStats;
 
 use super::machine::{Command, Outcome, State, Volume};
@@ -283,6 +283,10 @@ impl Admin {
         let port = self.node.addrs.first().map_or(0, SocketAddr::port);
         let mut bricks = Vec::new();
         for (set, views) in volume.info.sets.iter().zip(&volume.sets) {
+            let opened = views.current.as_ref().is_some_and(|view| {
+                let runs = |member: &Member| self.host.health(member.brick).run == Some(member.run);
+                view.members.iter().any(runs)
+            });
             for brick in set {
                 let health = self.host.health(brick.id);
                 let in_sync = views.current.as_ref().is_some_and(|view| {
@@ -292,6 +296,7 @@ impl Admin {
                 let reason = match (&health.reason[..], health.online, in_sync) {
                     (_, true, true) => String::new(),
                     ("", false, _) => "not open".to_owned(),
+                    ("", true, false) if !opened => "its set waits for members".to_owned(),
                     ("", true, false) => "joining its set".to_owned(),
                     (reason, ..) => reason.to_owned(),
                 };
