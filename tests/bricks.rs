@@ -12,8 +12,10 @@ const SOON: Duration = Duration::from_secs(30);
 /// What `volume status vol detail` says of a brick.
 fn detail(daemon: &Daemon, brick: &Path) -> String {
     let text = daemon.mortar_ok(&["volume", "status", "vol", "detail"]);
-    let name = format!("127.0.0.1:{} ", brick.display());
-    let found = text.split("-----\n").find(|part| part.contains(&name));
+    let name = format!("Brick 127.0.0.1:{}", brick.display());
+    let found = text
+        .split("-----\n")
+        .find(|part| says(part, "Brick").as_deref() == Some(&name));
     found
         .unwrap_or_else(|| panic!("{name} in {text}"))
         .to_owned()

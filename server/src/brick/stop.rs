@@ -6,7 +6,8 @@ use mortar_protocol::report::BrickEvent;
 
 use super::state::{Brick, Life, lineage};
 
-/// So long is waited until every member has flushed what this one holds, and all know it.
+/// So long is waited until every member has flushed what this one holds, and all know it; and for what is to be appended
+/// and lacks its stage.
 const REST: Duration = Duration::from_secs(2);
 
 impl Brick {
@@ -17,12 +18,15 @@ impl Brick {
         };
         self.turn_away();
         self.log.want_flush(self.log.head().seq);
+        let patient = self.now.since(since) < REST;
         if self.storage.poisoned().is_some() {
             self.life = Life::Stopped;
-        } else if !self.arriving.is_empty() || self.storage.flushed() != self.storage.head() {
+        } else if (patient && !self.arriving.is_empty())
+            || self.storage.flushed() != self.storage.head()
+        {
             // The flush is started by the next round.
             self.log.finish(self.storage.as_ref(), &mut self.acts);
-        } else if self.log.is_at_rest() || self.now.since(since) >= REST {
+        } else if !patient || self.log.is_at_rest() {
             let view = self.log.view().cloned().filter(|_| self.log.is_member());
             let member = lineage(self.storage.member_runs(), self.run, self.boot, true);
             if let Some(view) = view

@@ -145,4 +145,6 @@ fn a_joiner_whose_bulk_data_is_gone_is_told_so() {
     assert_eq!(rig.cannot_follow.len(), 1);
     assert_eq!(rig.view().members.len(), 2);
     rig.done(write(0, 4), b"goes");
+    // It holds an entry that it cannot append; it stops all the same.
+    rig.stop(&[away]);
 }
