@@ -90,7 +90,6 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-#[ignore = "after removals on a full host a write may still meet ENOSPC (docs/limits.md)"]
 fn a_full_host_is_a_full_volume() {
     let mut daemon = Daemon::start();
     daemon.wait_ready();

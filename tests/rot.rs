@@ -82,7 +82,6 @@ fn another_copy_answers_for_a_rotten_block() {
 }
 
 #[test]
-#[ignore = "if no checkpoint came before the stop, the entry with the rotten block ends the log (docs/limits.md)"]
 fn without_another_copy_that_block_alone_is_an_error() {
     let (daemon, mount, path) = rotten(Kind::Plain, 1);
     let file = File::open(&path).expect("open");

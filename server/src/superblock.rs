@@ -235,6 +235,24 @@ impl Stored {
         Ok(stored)
     }
 
+    /// Which brick a device holds, if any: for a look at devices that others may have open.
+    pub fn brick_on(len: u64, read: &dyn Fn(u64, &mut [u8]) -> io::Result<()>) -> Option<BrickId> {
+        let known = COPIES.into_iter().filter_map(|offset| {
+            let mut bytes = [0; COPY_SIZE];
+            let within = offset + COPY_SIZE as u64 <= len;
+            if !within || read(offset, &mut bytes).is_err() {
+                return None;
+            }
+            match decode(&bytes, len) {
+                Ok(Decoded::Known(found)) => Some((found.counter, found.block.brick)),
+                _ => None,
+            }
+        });
+        known
+            .max_by_key(|(counter, _)| *counter)
+            .map(|(_, brick)| brick)
+    }
+
     /// Reads the newest valid copy. With `writing`, also refuses what this build may only read.
     pub fn load(device: &dyn Device, writing: bool) -> Result<Self, SuperblockError> {
         let mut best: Option<Self> = None;

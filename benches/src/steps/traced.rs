@@ -226,6 +226,18 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.want_checkpoint();
     }
 
+    fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String> {
+        self.inner.settle(now, extra)
+    }
+
+    fn keep_log(&mut self, keep: bool) {
+        self.inner.keep_log(keep);
+    }
+
+    fn position_at(&self, seq: Seq) -> Option<Pos> {
+        self.inner.position_at(seq)
+    }
+
     fn poison(&mut self, reason: &str) {
         self.inner.poison(reason);
     }

@@ -198,6 +198,11 @@ impl Allocator {
         taken
     }
 
+    /// Free blocks whose space is being given back to the host.
+    pub fn returning(&self) -> u64 {
+        self.returning
+    }
+
     /// The space of these regions has been given back.
     pub fn returned(&mut self, list: &[usize]) {
         self.returning -= self.mark_regions(list, false);

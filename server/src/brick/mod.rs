@@ -10,6 +10,7 @@ mod reads;
 mod rules;
 mod sessions;
 mod state;
+mod stop;
 mod storage;
 
 pub use self::api::{BrickConfig, CallReply, Completions, DumpReply, Message, Outbox, StageReply};

@@ -90,6 +90,18 @@ impl Storage for Store {
         Self::want_checkpoint(self);
     }
 
+    fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String> {
+        Self::go_on_settling(self, now, extra).map_err(|err| err.to_string())
+    }
+
+    fn keep_log(&mut self, keep: bool) {
+        Self::keep_log(self, keep);
+    }
+
+    fn position_at(&self, seq: Seq) -> Option<Pos> {
+        Self::position_at(self, seq)
+    }
+
     fn poison(&mut self, reason: &str) {
         Self::poison(self, reason);
     }

@@ -63,7 +63,10 @@ pub(super) struct Output {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Serving,
-    Stopping,
+    /// Serves nobody; flushes, since then.
+    Stopping(Mono),
+    /// Hears nobody; makes its last checkpoint.
+    Settling,
     Stopped,
 }
 
@@ -72,8 +75,8 @@ pub(super) struct Brick {
     pub(super) id: BrickId,
     set: SetId,
     node: NodeId,
-    boot: BootId,
-    run: RunId,
+    pub(super) boot: BootId,
+    pub(super) run: RunId,
     pub(super) storage: Box<dyn Storage>,
     pub(super) rules: Arc<dyn Rules>,
     pub(super) log: SetLog,
@@ -105,7 +108,7 @@ pub(super) struct Brick {
     pub(super) locks_seen: Seq,
 
     /// Entries accepted that are not appended, for lack of stages.
-    arriving: VecDeque<Arc<Entry>>,
+    pub(super) arriving: VecDeque<Arc<Entry>>,
     /// The stage that the first of them lacks, since when, and when it was last asked for.
     lacking: Option<(Mono, Option<Mono>)>,
     pub(super) openings: Vec<(Opening, Seq)>,
@@ -118,7 +121,7 @@ pub(super) struct Brick {
     pub(super) ended_is_news: bool,
     reported: Option<Mono>,
     polled: Mono,
-    acts: Vec<Action>,
+    pub(super) acts: Vec<Action>,
     /// Room was made for changes that wait.
     again: bool,
     pub(super) out: Output,
@@ -227,7 +230,7 @@ impl Brick {
             ToBrick::Report => self.report_started(),
             ToBrick::Stop => {
                 if self.life == Life::Serving {
-                    self.life = Life::Stopping;
+                    self.life = Life::Stopping(self.now);
                 }
             }
         }
@@ -235,14 +238,18 @@ impl Brick {
 
     /// A message of another brick of the set.
     pub(super) fn on_peer(&mut self, frame: PeerFrame) {
-        if frame.envelope.to != self.id || self.life == Life::Stopped {
+        if frame.envelope.to != self.id || matches!(self.life, Life::Settling | Life::Stopped) {
             return;
         }
         match &frame.envelope.message {
             PeerMessage::StageWanted { at, stage } => {
                 let (to, at, stage) = (frame.envelope.from, *at, *stage);
-                if let Some(data) = self.stage_bytes(at, stage) {
-                    self.send(to, PeerMessage::StageData { stage }, data);
+                if self.log.position(at.seq) != Some(at) {
+                    return;
+                }
+                match self.storage.read_attached(at.seq, stage) {
+                    Ok(data) => self.send(to, PeerMessage::StageData { stage }, data),
+                    Err(_) => self.log.stage_gone(to, frame.envelope.run, &mut self.acts),
                 }
             }
             PeerMessage::StageData { stage } => {
@@ -267,14 +274,6 @@ impl Brick {
             }
             _ => self.log.on_peer(frame, &mut self.acts),
         }
-    }
-
-    /// The bytes that an entry of this log attaches.
-    fn stage_bytes(&self, at: Pos, stage: mortar_protocol::ids::StageId) -> Option<Bytes> {
-        if self.log.position(at.seq) != Some(at) {
-            return None;
-        }
-        self.storage.read_attached(at.seq, stage).ok()
     }
 
     fn send(&mut self, to: BrickId, message: PeerMessage, data: Bytes) {
@@ -373,12 +372,12 @@ impl Brick {
 
     /// Ends a batch: runs what can be run, sends what is to be sent, answers what can be answered.
     pub(super) fn settle(&mut self) {
-        if self.life == Life::Stopped {
+        self.again = false;
+        if matches!(self.life, Life::Settling | Life::Stopped) {
             self.acts.clear();
-            self.again = false;
+            self.go_on_settling();
             return;
         }
-        self.again = false;
         self.log.set_space(self.storage.space());
         loop {
             self.look_at_role();
@@ -641,7 +640,7 @@ impl Brick {
     }
 
     fn poll_storage(&mut self) {
-        if self.life == Life::Stopped || self.storage.poisoned().is_some() {
+        if self.storage.poisoned().is_some() {
             if let Some(reason) = self.storage.poisoned() {
                 self.log.poison(&reason, &mut self.acts);
             }
@@ -652,6 +651,7 @@ impl Brick {
         }
         self.polled = self.now;
         let before = self.storage.applied();
+        self.storage.keep_log(self.log.keeps_log());
         let (log, sessions) = (&self.log, &mut self.sessions);
         let polled = self
             .storage
@@ -666,32 +666,6 @@ impl Brick {
                 self.log.applied(applied);
             }
             Err(reason) => self.poison(&reason),
-        }
-    }
-
-    /// Goes on with an orderly stop.
-    fn finish_stop(&mut self) {
-        if self.life != Life::Stopping {
-            return;
-        }
-        self.turn_away();
-        self.log.want_flush(self.log.head().seq);
-        if self.storage.poisoned().is_some() {
-            self.life = Life::Stopped;
-        } else if self.arriving.is_empty() && self.storage.flushed() == self.storage.head() {
-            let view = self.log.view().cloned().filter(|_| self.log.is_member());
-            let member = lineage(self.storage.member_runs(), self.run, self.boot, true);
-            if let Some(view) = view
-                && let Err(reason) = self.storage.save_member(&view, &member)
-            {
-                self.poison(&reason);
-                return;
-            }
-            self.life = Life::Stopped;
-            self.report(BrickEvent::Stopped);
-        } else {
-            // The flush is started by the next round.
-            self.log.finish(self.storage.as_ref(), &mut self.acts);
         }
     }
 
@@ -730,6 +704,12 @@ fn recover(storage: &dyn Storage, now: Mono) -> (History, Sessions) {
         starts: Vec::new(),
         head: start,
     };
+    // Of entries that the saved sessions hold only the positions are needed.
+    while history.head.seq < storage.head().seq.min(saved.seq)
+        && let Some(pos) = storage.position_at(history.head.seq.next())
+    {
+        crate::setlog::Positions::push(&mut history, pos);
+    }
     while history.head.seq < storage.head().seq {
         let Ok(entries) = storage.entries_after(history.head, 4 << 20) else {
             break;

@@ -77,6 +77,16 @@ pub trait Storage: LogReader + Send {
     fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), String>;
     /// Starts a checkpoint now, unless one runs.
     fn want_checkpoint(&mut self);
+    /// For an orderly stop, after which nothing is appended: applies what may be applied and has a checkpoint hold it.
+    /// True once that is done; call it again until then.
+    ///
+    /// # Errors
+    /// If the medium or the tree failed.
+    fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String>;
+    /// Whether entries stay in the log that a checkpoint holds, as far as there is room: somebody may lack them.
+    fn keep_log(&mut self, keep: bool);
+    /// Position of the entry at `seq`, if the log holds it or begins right behind it.
+    fn position_at(&self, seq: Seq) -> Option<Pos>;
     /// The medium has failed: nothing is changed or checkpointed any more. What a failed flush was to cover may never
     /// reach the medium, also if a later flush succeeds.
     fn poison(&mut self, reason: &str);

@@ -15,7 +15,7 @@ use mortar_protocol::entry::Space;
 use mortar_protocol::env_real::random_id;
 use mortar_protocol::ids::{BrickId, RunId, SetIndex, VolumeId};
 use mortar_protocol::transport::{Identity, Peer};
-use mortar_protocol::view::{BrickInfo, SetKind, VolumeInfo, VolumeState};
+use mortar_protocol::view::{BrickInfo, Member, SetKind, VolumeInfo, VolumeState};
 use mortar_protocol::watch::OpStats;
 
 use super::machine::{Command, Outcome, State, Volume};
@@ -87,6 +87,9 @@ impl std::fmt::Debug for Admin {
     }
 }
 
+/// How long a set may take to open beyond the time for which it waits for members.
+const OPEN_TIME: Duration = Duration::from_secs(5);
+
 /// A refusal: what a person is told.
 type Refusal = String;
 
@@ -127,10 +130,9 @@ impl Admin {
             self.control.propose(abort).await?;
         }
         for volume in state.volumes.values() {
-            if volume.info.state == VolumeState::Started
-                && let Err(error) = self.host.open(volume.info.clone()).await
-            {
-                tracing::error!(volume = volume.info.name, "{error}");
+            if volume.info.state == VolumeState::Started {
+                // What cannot be opened stays offline; it is logged where that is found.
+                let _ = self.host.open(volume.info.clone()).await;
             }
         }
         Ok(())
@@ -281,6 +283,10 @@ impl Admin {
         let port = self.node.addrs.first().map_or(0, SocketAddr::port);
         let mut bricks = Vec::new();
         for (set, views) in volume.info.sets.iter().zip(&volume.sets) {
+            let opened = views.current.as_ref().is_some_and(|view| {
+                let runs = |member: &Member| self.host.health(member.brick).run == Some(member.run);
+                view.members.iter().any(runs)
+            });
             for brick in set {
                 let health = self.host.health(brick.id);
                 let in_sync = views.current.as_ref().is_some_and(|view| {
@@ -288,7 +294,9 @@ impl Admin {
                         .is_some_and(|member| Some(member.run) == health.run)
                 });
                 let reason = match (&health.reason[..], health.online, in_sync) {
+                    (_, true, true) => String::new(),
                     ("", false, _) => "not open".to_owned(),
+                    ("", true, false) if !opened => "its set waits for members".to_owned(),
                     ("", true, false) => "joining its set".to_owned(),
                     (reason, ..) => reason.to_owned(),
                 };
@@ -326,7 +334,8 @@ impl Admin {
             .await?;
         let volume = self.volume(&name)?;
         let opened = self.host.open(volume.info.clone()).await;
-        let wait = Duration::from_secs(volume.seconds("cluster.open-wait"));
+        // A set with members that do not answer opens without them only after that time.
+        let wait = Duration::from_secs(volume.seconds("cluster.open-wait")) + OPEN_TIME;
         let served = tokio::time::timeout(wait, self.all_serve(&name)).await;
         match (opened, served) {
             (Ok(()), Ok(())) => Ok(reply),

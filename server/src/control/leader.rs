@@ -62,7 +62,12 @@ impl Leader {
             let configured = volume.info.sets[index]
                 .iter()
                 .any(|brick| brick.id == report.brick);
-            if !configured || volume.info.state != VolumeState::Started {
+            if volume.info.state != VolumeState::Started {
+                // All its bricks end: what was heard of their runs must not count when it is started again.
+                self.seen.remove(&report.set);
+                continue;
+            }
+            if !configured {
                 continue;
             }
             match &report.event {
@@ -101,11 +106,7 @@ impl Leader {
     /// # Errors
     /// If a decision cannot be made durable.
     pub async fn tick(&mut self, now: Mono) -> Result<(), ControlError> {
-        let state = self.control.state();
-        self.seen.retain(|set, _| {
-            let volume = state.volumes.get(&set.volume);
-            volume.is_some_and(|volume| volume.info.state == VolumeState::Started)
-        });
+        self.forget_stopped();
         let sets: BTreeSet<SetId> = self.seen.keys().copied().collect();
         self.decide(sets.clone(), now).await?;
         self.remind(&sets);
@@ -135,8 +136,17 @@ impl Leader {
         }
     }
 
+    fn forget_stopped(&mut self) {
+        let state = self.control.state();
+        self.seen.retain(|set, _| {
+            let volume = state.volumes.get(&set.volume);
+            volume.is_some_and(|volume| volume.info.state == VolumeState::Started)
+        });
+    }
+
     /// To be called after the control plane's state has changed: bricks learn of changed options.
     pub fn changed(&mut self) {
+        self.forget_stopped();
         let state = self.control.state();
         self.told.retain(|id, _| state.volumes.contains_key(id));
         for (id, volume) in &state.volumes {
@@ -240,6 +250,11 @@ impl Leader {
             set = %view.set, epoch = %view.epoch, members = view.members.len(), absent = view.absent.len(),
             opening = %view.opening, effective = view.effective, "view"
         );
+        for brick in view.absent.iter().filter(|_| view.effective) {
+            let seen = self.seen.get(&view.set);
+            let why = seen.map_or("it does not run", |seen| seen.why_absent(*brick));
+            tracing::warn!(set = %view.set, %brick, "not in its set: {why}");
+        }
         let members = view.members.iter().map(|member| member.brick);
         let configured: Vec<BrickId> = members.chain(view.absent.iter().copied()).collect();
         for brick in configured {
@@ -497,5 +512,47 @@ mod tests {
                 .iter()
                 .all(|(_, order)| matches!(order, ToBrick::Shape(shape) if shape.durable))
         );
+    }
+
+    #[tokio::test]
+    async fn runs_of_before_a_stop_do_not_count_after_a_start() {
+        for told_of_the_stop in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let control = started(dir.path()).await;
+            let told = Arc::new(Told::default());
+            let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+            let starts = (1..=3).map(|id| report(id, start_event())).collect();
+            leader.reports(starts, Mono(1)).await.unwrap();
+            let view = told.views(1).pop().unwrap();
+            let adopted = report(view.primary.0, BrickEvent::Adopted { epoch: view.epoch });
+            leader.reports(vec![adopted], Mono(2)).await.unwrap();
+            let (volume, force) = ("v".to_owned(), false);
+            let stop = Command::Stop {
+                volume: volume.clone(),
+            };
+            control.propose(stop).await.unwrap();
+            match told_of_the_stop {
+                true => leader.changed(),
+                false => {
+                    let stops = (1..=3).map(|id| report(id, BrickEvent::Stopped)).collect();
+                    leader.reports(stops, Mono(3)).await.unwrap();
+                }
+            }
+            let start = Command::Start { volume, force };
+            control.propose(start).await.unwrap();
+            // The third does not come back.
+            for id in 1..=2 {
+                let started = FromBrick {
+                    run: RunId(20 + id),
+                    ..report(id, start_event())
+                };
+                leader.reports(vec![started], Mono(4)).await.unwrap();
+            }
+            leader.tick(Mono(5)).await.unwrap();
+            leader.tick(Mono(11_000_000_000)).await.unwrap();
+            let view = told.views(1).pop().unwrap();
+            let runs: Vec<RunId> = view.members.iter().map(|member| member.run).collect();
+            assert_eq!(runs, [RunId(21), RunId(22)]);
+        }
     }
 }

@@ -35,8 +35,8 @@ struct Running {
     boot: BootId,
     history: History,
     member: Option<MemberRuns>,
-    /// It can be no member in this run: damaged, poisoned, stopped, or its log does not fit.
-    out: bool,
+    /// Why it can be no member in this run, if so.
+    out: Option<&'static str>,
 }
 
 /// What the control plane has heard of one set since it began to lead. Not durable: bricks say it again.
@@ -53,10 +53,10 @@ pub struct Seen {
 impl Seen {
     /// Takes a report in.
     pub fn report(&mut self, report: &FromBrick) {
-        let own = |seen: &mut Self| {
+        let own = |seen: &mut Self, why| {
             let running = seen.bricks.get_mut(&report.brick);
             if let Some(running) = running.filter(|running| running.run == report.run) {
-                running.out = true;
+                running.out = Some(why);
             }
         };
         match &report.event {
@@ -68,7 +68,7 @@ impl Seen {
                 ..
             } => {
                 let known = self.bricks.get(&report.brick);
-                if known.is_some_and(|known| known.run == report.run && known.out) {
+                if known.is_some_and(|known| known.run == report.run && known.out.is_some()) {
                     return;
                 }
                 let running = Running {
@@ -76,7 +76,7 @@ impl Seen {
                     boot: *boot,
                     history: history.clone(),
                     member: member.clone(),
-                    out: *damaged,
+                    out: damaged.then_some("its log is damaged"),
                 };
                 self.bricks.insert(report.brick, running);
             }
@@ -91,18 +91,22 @@ impl Seen {
             BrickEvent::CannotFollow { member, run, .. } => {
                 let running = self.bricks.get_mut(member);
                 if let Some(running) = running.filter(|running| running.run == *run) {
-                    running.out = true;
+                    running.out = Some("it lacks changes that the set's log no longer holds");
                 }
             }
             BrickEvent::Poisoned { .. } | BrickEvent::Stopped => {
+                let why = match report.event {
+                    BrickEvent::Stopped => "it was stopped",
+                    _ => "it has failed",
+                };
                 self.bricks.entry(report.brick).or_insert_with(|| Running {
                     run: report.run,
                     boot: BootId::default(),
                     history: History::default(),
                     member: None,
-                    out: true,
+                    out: Some(why),
                 });
-                own(self);
+                own(self, why);
             }
             BrickEvent::SilentSessions { .. } => {}
         }
@@ -113,17 +117,27 @@ impl Seen {
         self.bricks.contains_key(&brick)
     }
 
+    /// Why a brick is not in its set.
+    pub fn why_absent(&self, brick: BrickId) -> &'static str {
+        match self.bricks.get(&brick) {
+            None => "it does not run",
+            Some(running) => running.out.unwrap_or("it has not caught up yet"),
+        }
+    }
+
     fn standing(&self, member: &Member) -> Standing {
         match self.bricks.get(&member.brick) {
             None => Standing::Unheard,
-            Some(running) if running.run == member.run && !running.out => Standing::Runs,
+            Some(running) if running.run == member.run && running.out.is_none() => Standing::Runs,
             Some(_) => Standing::Ended,
         }
     }
 
     /// The run of a brick that could be a member now.
     fn fit(&self, brick: BrickId) -> Option<&Running> {
-        self.bricks.get(&brick).filter(|running| !running.out)
+        self.bricks
+            .get(&brick)
+            .filter(|running| running.out.is_none())
     }
 }
 

@@ -626,7 +626,7 @@ fn open_locked(path: &Path, write: bool) -> Result<File, TargetError> {
 }
 
 /// The process that holds a flock on a file, from /proc/locks.
-fn lock_holder(meta: &std::fs::Metadata) -> Option<u32> {
+pub fn lock_holder(meta: &std::fs::Metadata) -> Option<u32> {
     let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let inode = format!("{major:02x}:{minor:02x}:{}", meta.ino());
     let locks = std::fs::read_to_string("/proc/locks").ok()?;

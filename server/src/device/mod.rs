@@ -18,7 +18,7 @@ use std::ops::Range;
 use bytes::Bytes;
 
 pub use engine::Engine;
-pub use file::{BRICK_FILE, CreateOptions, FileDevice, TargetError};
+pub use file::{BRICK_FILE, CreateOptions, FileDevice, TargetError, lock_holder};
 pub use mortar_protocol::aligned::AlignedBuf;
 
 /// Receives the result of a started operation.

@@ -32,6 +32,11 @@ const BUSY_TRIES: u32 = 60;
 /// ... after this long each.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
+/// Why a brick that was away stays out.
+const LAGS: &str = "it lacks changes that the log of its set no longer holds";
+/// Why a brick stays out that has lost something.
+const DAMAGED: &str = "its log is damaged: something that was flushed is lost";
+
 /// Where bricks' stores come from. Methods block.
 pub trait Stores: Send + Sync + 'static {
     /// Formats a brick.
@@ -83,6 +88,8 @@ struct OpenBrick {
     run: RunId,
     space: Space,
     poisoned: Option<String>,
+    /// Why it cannot be in its set in this run, if so.
+    left_out: Option<&'static str>,
     stopped: bool,
 }
 
@@ -287,6 +294,7 @@ impl Bricks {
                 run,
                 space: store.space(),
                 poisoned: None,
+                left_out: None,
                 stopped: false,
             };
             open.insert(id, entry);
@@ -329,8 +337,20 @@ impl Bricks {
     }
 
     fn cannot_open(&self, brick: BrickId, error: String) -> String {
+        tracing::error!(%brick, "stays offline: {error}");
         self.failed.lock().insert(brick, error.clone());
         error
+    }
+
+    /// Notes, and logs once, why a run of a brick cannot be in its set.
+    fn note_left_out(&self, brick: BrickId, run: RunId, why: &'static str) {
+        if let Some(open) = self.open.write().get_mut(&brick)
+            && open.run == run
+            && open.left_out != Some(why)
+        {
+            open.left_out = Some(why);
+            tracing::error!(%brick, "stays out of its set: {why}");
+        }
     }
 }
 
@@ -354,6 +374,15 @@ impl Post for Bricks {
     }
 
     fn report(&self, report: FromBrick) {
+        match &report.event {
+            BrickEvent::CannotFollow { member, run, .. } => {
+                self.note_left_out(*member, *run, LAGS);
+            }
+            BrickEvent::Started { damaged: true, .. } => {
+                self.note_left_out(report.brick, report.run, DAMAGED);
+            }
+            _ => {}
+        }
         let notable = {
             let mut open = self.open.write();
             match (open.get_mut(&report.brick), &report.event) {
@@ -465,7 +494,10 @@ impl BrickHost for Host {
             Some(open) => BrickHealth {
                 online: open.poisoned.is_none() && !open.stopped,
                 run: Some(open.run),
-                reason: open.poisoned.clone().unwrap_or_default(),
+                reason: match (&open.poisoned, open.left_out) {
+                    (Some(reason), _) => reason.clone(),
+                    (None, why) => why.unwrap_or_default().to_owned(),
+                },
                 space: Some(open.space),
             },
             None => BrickHealth {

@@ -20,12 +20,22 @@ use mortar_protocol::transport::tls::{
 };
 use rustix::fs::{FlockOperation, flock};
 
+use crate::device::lock_holder;
+
 /// Why a data directory cannot be used. Each prints as one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another daemon uses it.
-    #[error("{0} is used by another mortard; stop that one first, or name another --data-dir")]
-    Taken(PathBuf),
+    #[error(
+        "{path} is used by another mortard{}; stop that one first, or name another --data-dir",
+        match .pid { Some(pid) => format!(" (process {pid})"), None => String::new() }
+    )]
+    Taken {
+        /// The directory.
+        path: PathBuf,
+        /// The process that holds it, if the kernel tells.
+        pid: Option<u32>,
+    },
     /// It belongs to somebody else, or others may enter it.
     #[error(
         "{path} must belong to uid {uid} and nobody else may enter it: chown {uid} and chmod 700 it"
@@ -97,7 +107,8 @@ impl DataDir {
             .map_err(file_error(&lock_path))?;
         if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             return Err(if error == rustix::io::Errno::WOULDBLOCK {
-                DataDirError::Taken(path)
+                let pid = lock.metadata().ok().and_then(|meta| lock_holder(&meta));
+                DataDirError::Taken { path, pid }
             } else {
                 DataDirError::File(lock_path, error.into())
             });
@@ -160,7 +171,8 @@ mod tests {
         let (cluster, node) = (first.cluster, first.node);
         assert!(matches!(
             DataDir::open(&path),
-            Err(DataDirError::Taken(taken)) if taken == first.path
+            Err(DataDirError::Taken { path, pid })
+                if path == first.path && pid == Some(std::process::id())
         ));
         let credentials = first.credentials.clone();
         drop(first);

@@ -1,10 +1,10 @@
 //! Bricks on directories, files and block devices of this machine.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mortar_protocol::ids::{ClusterId, NodeId, SetIndex};
+use mortar_protocol::ids::{BrickId, ClusterId, NodeId, SetIndex};
 use mortar_protocol::view::{BrickInfo, VolumeInfo};
 
 use super::bricks::{OpenFailure, Stores};
@@ -38,8 +38,39 @@ impl FileStores {
     fn take(&self, path: &Path) -> Result<FileDevice, OpenFailure> {
         FileDevice::open(path, &self.engine).map_err(|error| OpenFailure {
             busy: matches!(error, TargetError::InUse { pid, .. } if pid.is_none_or(|pid| pid == std::process::id())),
-            message: error.to_string(),
+            message: match error {
+                TargetError::Missing(_) => format!("{error} (is its file system mounted?)"),
+                _ => error.to_string(),
+            },
         })
+    }
+
+    /// A brick, for this process alone, and what its superblock says: where it was formatted or, if that is a block
+    /// device, under whatever name it has now. What is found under the old name may be another brick.
+    fn take_brick(&self, brick: &BrickInfo) -> Result<(FileDevice, Stored), OpenFailure> {
+        let path = Path::new(&brick.path);
+        let there = self.take_at(path);
+        if matches!(&there, Ok((_, stored)) if stored.block.brick == brick.id) || !may_move(path) {
+            return there;
+        }
+        match moved_to(brick.id, path) {
+            Some(now) => {
+                // What has taken its place is some other brick's.
+                drop(there);
+                let taken = self.take_at(&now)?;
+                let (was, now) = (path.display(), now.display());
+                tracing::info!(brick = %brick.id, "found on {now}, no longer on {was}");
+                Ok(taken)
+            }
+            None => there,
+        }
+    }
+
+    fn take_at(&self, path: &Path) -> Result<(FileDevice, Stored), OpenFailure> {
+        let device = self.take(path)?;
+        let stored = Stored::load(&device, true);
+        let stored = stored.map_err(|error| failure(path, &error.to_string()))?;
+        Ok((device, stored))
     }
 
     /// The superblock of what lies at a path, if it can be opened alone.
@@ -135,9 +166,8 @@ impl Stores for FileStores {
 
     fn mark_deleted(&self, brick: &BrickInfo) -> Result<(), OpenFailure> {
         let path = Path::new(&brick.path);
-        let device = self.take(path)?;
         let fail = |error: SuperblockError| failure(path, &error.to_string());
-        let mut stored = Stored::load(&device, true).map_err(fail)?;
+        let (device, mut stored) = self.take_brick(brick)?;
         if stored.block.brick != brick.id {
             return Err(failure(path, "holds another brick"));
         }
@@ -152,10 +182,9 @@ impl Stores for FileStores {
         brick: &BrickInfo,
     ) -> Result<Box<dyn Storage>, OpenFailure> {
         let path = Path::new(&brick.path);
-        let device = self.take(path)?;
         let fail = |why: String| failure(path, &why);
-        // Before anything is written there: it may be another's.
-        let found = Stored::load(&device, true).map_err(|error| fail(error.to_string()))?;
+        // Looked at before anything is written there: it may be another's.
+        let (device, found) = self.take_brick(brick)?;
         let found = found.block;
         if found.brick != brick.id || found.volume != volume.id || found.set != set {
             return Err(fail(format!(
@@ -173,6 +202,38 @@ impl Stores for FileStores {
         let store = Store::open(Arc::new(device)).map_err(|error| fail(error.to_string()))?;
         Ok(Box::new(store))
     }
+}
+
+/// Whether a brick may lie on a block device, whose name can change from one boot to the next.
+fn may_move(path: &Path) -> bool {
+    let meta = std::fs::metadata(path);
+    path.starts_with("/dev") || meta.is_ok_and(|meta| meta.file_type().is_block_device())
+}
+
+/// The block device, other than `path`, that holds a brick.
+fn moved_to(brick: BrickId, path: &Path) -> Option<PathBuf> {
+    let devices = std::fs::read_dir("/sys/class/block").ok()?;
+    let mut names: Vec<_> = devices.flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    let place = |name: std::ffi::OsString| {
+        // The kernel writes a slash within a name as "!".
+        let name = name.to_str()?.replace('!', "/");
+        Some(Path::new("/dev").join(name))
+    };
+    names
+        .into_iter()
+        .filter_map(place)
+        .find(|place| place != path && brick_on(place) == Some(brick))
+}
+
+/// The brick that a block device holds, if there is one; also if it is open.
+fn brick_on(place: &Path) -> Option<BrickId> {
+    use std::os::unix::fs::FileExt;
+    let mut file = std::fs::File::open(place).ok()?;
+    // An empty drive or an unused loop device.
+    let len = std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).ok()?;
+    let read = |offset: u64, bytes: &mut [u8]| file.read_exact_at(bytes, offset);
+    Stored::brick_on(len, &read).filter(|_| len >= MIN_SIZE)
 }
 
 fn failure(path: &Path, why: &str) -> OpenFailure {

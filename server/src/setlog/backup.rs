@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mortar_protocol::entry::Entry;
+use mortar_protocol::entry::{Entry, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::ids::{Pos, Seq};
 use mortar_protocol::peer::PeerMessage;
@@ -19,6 +19,8 @@ pub(super) struct Backup {
     told: Marks,
     /// The primary is owed an answer.
     pub(super) answer_due: bool,
+    /// The space that the primary was last told of, and when.
+    space_told: (Space, Mono),
     /// When the state was last sent.
     state_sent: Option<Mono>,
     /// Newest entry that a read waits for.
@@ -166,6 +168,9 @@ impl SetLog {
 
     pub(super) fn finish_backup(&mut self, out: &mut Vec<Action>) {
         self.follow(out);
+        // A change may wait for room here while nothing else is to be answered.
+        let (told, when) = self.backup.space_told;
+        self.backup.answer_due |= told != self.space && self.now.since(when) >= REPEAT / 5;
         if !std::mem::take(&mut self.backup.answer_due) || self.backup.agreed == Seq(0) {
             return;
         }
@@ -175,6 +180,7 @@ impl SetLog {
         let Some(written) = self.history.at(self.backup.agreed.min(self.written)) else {
             return;
         };
+        self.backup.space_told = (self.space, self.now);
         let message = PeerMessage::Written {
             written,
             flushed: self.flushed.min(written.seq),

@@ -171,6 +171,26 @@ impl SetLog {
         self.is_primary() && self.serves()
     }
 
+    /// Whether nothing is under way: every entry is flushed by all, and all were told so. Also where nothing more is to
+    /// be expected: outside the view, or while it has not taken effect.
+    pub fn is_at_rest(&self) -> bool {
+        if !self.serves() {
+            return true;
+        }
+        self.announced >= self.history.head.seq
+            && match &self.role {
+                Role::Primary(primary) => primary.has_told(self.announced),
+                _ => true,
+            }
+    }
+
+    /// Whether entries that a checkpoint holds are to stay in the log as far as there is room: a brick of the set is
+    /// away, or may be, and would lack them when it comes back.
+    pub fn keeps_log(&self) -> bool {
+        let whole = |view: &View| view.absent.is_empty();
+        !self.is_member() || !self.view.as_ref().is_some_and(whole)
+    }
+
     /// Position that the next entry of this primary gets.
     pub fn next_pos(&self) -> Pos {
         Pos {

@@ -146,6 +146,15 @@ impl Primary {
             })
     }
 
+    /// Whether every peer that counts was told of what may be applied.
+    pub(super) fn has_told(&self, announced: Seq) -> bool {
+        let mut counted = self
+            .peers
+            .values()
+            .filter(|peer| peer.counts() && !peer.lost);
+        counted.all(|peer| peer.announced_told >= announced)
+    }
+
     fn least(&self, own: Seq, of: impl Fn(&Peer) -> Seq) -> Seq {
         self.peers
             .values()
@@ -302,6 +311,18 @@ impl SetLog {
     pub(super) fn on_ask(&mut self, from: BrickId, run: RunId) {
         if let Some(peer) = self.peer_of(from, run) {
             peer.owed = true;
+        }
+    }
+
+    /// A peer asks for staged bytes that are gone: what it lacks was overwritten and its space used again. A brick that
+    /// wants to join can then not follow by the log.
+    pub fn stage_gone(&mut self, from: BrickId, run: RunId, out: &mut Vec<Action>) {
+        let Some(peer) = self.peer_of(from, run) else {
+            return;
+        };
+        if peer.standing != Standing::Member && !peer.lost {
+            peer.lost = true;
+            self.cannot_follow(from, run, out);
         }
     }
 

@@ -61,7 +61,8 @@ impl Host {
         };
         let left = if self.full { 0 } else { left / BLOCK };
         let now = alloc.ready() + alloc.aside() + left;
-        let limited = free.min(now + (free - free_now));
+        // What is being given back can be had again, unless somebody else takes it.
+        let limited = free.min(now + (free - free_now) + alloc.returning());
         Limited {
             free: limited,
             free_now: free_now.min(now),
@@ -74,20 +75,23 @@ impl Store {
     /// Looks at the host and prepares for what may come; when a brick is opened, and then from time to time.
     pub(super) fn keep_stock(&mut self) {
         let now = self.now;
+        self.finish_returning();
         if let Some(looked) = self.host.looked
             && now.since(looked) < LOOK_EVERY
         {
             return;
         }
         self.host.looked = Some(now);
-        self.host.left = self.device.host_left();
+        // Until all is given back the host shows some of what is still counted here.
+        if self.host.returning.is_none() {
+            self.host.left = self.device.host_left();
+        }
         self.set_chunks_aside();
         // Also where nothing is promised: what the log counts as sure begins behind its head at each start.
         self.wal.keep_promised();
         if self.host.left.is_none() {
             return;
         }
-        self.finish_returning();
         self.host.full = false;
         let blocks = self.alloc.lock().blocks();
         if !self.have_ready(self.reserved + AHEAD.min(blocks / 32)) {
@@ -221,6 +225,11 @@ impl Store {
         }));
     }
 
+    /// Whether space is on its way back to the host.
+    pub(super) fn is_returning(&self) -> bool {
+        self.host.returning.is_some()
+    }
+
     fn finish_returning(&mut self) {
         let done = self
             .host
@@ -228,7 +237,7 @@ impl Store {
             .as_ref()
             .and_then(|done| done.lock().take());
         if let Some(regions) = done {
-            self.host.returning = None;
+            (self.host.returning, self.host.looked) = (None, None);
             self.alloc.lock().returned(&regions);
         }
     }

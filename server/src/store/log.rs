@@ -107,14 +107,20 @@ impl Log {
         self.index.iter().map(|found| found.pos)
     }
 
-    /// Bytes that can be appended.
-    pub(super) fn free(&self) -> u64 {
-        self.wal.free()
+    /// Bytes that can be appended without a promise that the host could refuse, if what lies before `upto` is given up.
+    pub(super) fn sure(&self, upto: WalPosition) -> u64 {
+        let kept = upto.offset.saturating_sub(self.tail.offset);
+        (self.wal.free() + kept).min(self.wal.sure())
     }
 
-    /// The same as far as the host cannot refuse it.
-    pub(super) fn sure(&self) -> u64 {
-        self.wal.free().min(self.wal.sure())
+    /// Bytes that lie behind a position.
+    pub(super) fn bytes_behind(&self, at: WalPosition) -> u64 {
+        self.wal.head().offset.saturating_sub(at.offset)
+    }
+
+    /// The position before the oldest entry held.
+    pub(super) fn tail(&self) -> WalPosition {
+        self.tail
     }
 
     /// Keeps the host's promise of space for what comes next.
@@ -205,6 +211,38 @@ impl Log {
             self.tail = upto;
         }
         self.wal.release(upto);
+    }
+
+    /// Releases the oldest entries before `upto` until at most `most` bytes are in use.
+    pub(super) fn trim(&mut self, upto: WalPosition, most: u64) {
+        if most == 0 {
+            return self.release(upto);
+        }
+        let mut to = self.tail;
+        for found in &self.index {
+            if self.bytes_behind(to) <= most || found.after.offset > upto.offset {
+                break;
+            }
+            to = found.after;
+        }
+        if to.offset > self.tail.offset {
+            self.release(to);
+        }
+    }
+
+    /// Takes entries back in that lie between `from` and the start of this log, if all of them are still there.
+    pub(super) fn reach_back(&mut self, from: WalPosition) {
+        let Some(found) = self.wal.reach_back(from, self.tail) else {
+            return;
+        };
+        for (before, after) in found.into_iter().rev() {
+            self.index.push_front(Indexed {
+                pos: after.pos(),
+                before,
+                after,
+            });
+        }
+        self.tail = from;
     }
 
     /// Reads the entry at `seq` back.

@@ -45,6 +45,8 @@ pub use recover::{FormatError, FormatParams, OpenError};
 
 /// Key of the store's own record.
 const META: &[u8] = b"M";
+/// Key of the place from which the log holds entries for bricks that lack them; before the one where replay starts.
+const KEPT: &[u8] = b"Mk";
 /// Apply when so many entries wait ...
 const APPLY_ENTRIES: usize = 512;
 /// ... or so many bytes ...
@@ -173,8 +175,15 @@ pub struct Store {
     checkpoint_wanted: bool,
     /// The flush before a checkpoint; its result.
     warming: Option<Arc<Mutex<Option<io::Result<()>>>>>,
-    last_checkpoint: Mono,
+    /// What the last durable checkpoint holds.
+    checkpointed: WalPosition,
+    /// Whether entries that a checkpoint holds stay in the log while there is room.
+    keep_log: bool,
+    /// When the last checkpoint began, or when the first [`Store::poll`] was.
+    last_checkpoint: Option<Mono>,
     since_checkpoint: usize,
+    /// How far entries were applied when [`Store::go_on_settling`] last began a checkpoint.
+    settled: Option<Seq>,
     last_apply: Mono,
     now: Mono,
     /// Whether the tree may hold blocks with more than one reference.
@@ -296,7 +305,13 @@ impl Store {
             last = entry.pos;
             records.push((entry.clone(), self.places(entry)?));
         }
-        match self.wal.append(&records) {
+        self.release_log();
+        let mut appended = self.wal.append(&records);
+        if let Err(WalError::Full { .. }) = appended {
+            self.wal.release(self.checkpointed);
+            appended = self.wal.append(&records);
+        }
+        match appended {
             Ok(()) => {}
             Err(WalError::Full { .. }) => {
                 self.checkpoint_wanted = true;
@@ -490,13 +505,14 @@ impl Store {
                 self.apply(upto, extra)?;
             }
         }
-        let half = self.wal.free() < self.wal.size() / 2;
+        let half = self.wal.bytes_behind(self.checkpointed) > self.wal.size() / 2;
+        let last = *self.last_checkpoint.get_or_insert(now);
         let due = self.since_checkpoint >= CHECKPOINT_ENTRIES
-            || (self.since_checkpoint > 0 && now.since(self.last_checkpoint) >= CHECKPOINT_AFTER)
+            || (self.since_checkpoint > 0 && now.since(last) >= CHECKPOINT_AFTER)
             || half
             || self.checkpoint_wanted;
         if due && (self.since_checkpoint > 0 || self.checkpoint_wanted) && self.warm()? {
-            self.last_checkpoint = now;
+            self.last_checkpoint = Some(now);
             self.start_checkpoint();
         }
         Ok(())
@@ -531,32 +547,44 @@ impl Store {
         }
     }
 
-    /// Applies everything announced and checkpoints, blocking: for an orderly stop.
+    /// Applies what is announced and has a checkpoint hold it, blocking.
     ///
     /// # Errors
     /// If the brick is poisoned.
     pub fn settle(&mut self, extra: Extra<'_>) -> Result<(), StoreError> {
-        while self.checkpoint.is_some() {
-            self.finish_checkpoint()?;
+        while !self.go_on_settling(self.now, extra)? {
             std::thread::yield_now();
         }
-        loop {
-            let (before, upto) = (self.applied.seq, self.applicable());
-            if upto > self.applied.seq {
-                self.apply(upto, extra)?;
-            }
-            let segments = self.alloc.lock().begin_checkpoint();
-            let tree = self.tree.clone();
-            save(&tree, &segments).map_err(|err| self.fail(StoreError::Damaged(err)))?;
-            self.alloc.lock().checkpoint_done();
-            self.wal.release(self.applied_wal);
-            self.since_checkpoint = 0;
-            // What has no space on the host stays in the log.
-            let stuck = self.applied.seq == before && self.host_is_short();
-            if self.announced <= self.applied.seq || stuck {
-                return Ok(());
-            }
+        Ok(())
+    }
+
+    /// The same, a step at a time: for an orderly stop, after which nothing is appended. True once it is done; call it
+    /// again until then.
+    ///
+    /// # Errors
+    /// If the brick is poisoned.
+    pub fn go_on_settling(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, StoreError> {
+        if let Some(why) = self.poisoned() {
+            let why = why.to_owned();
+            return Err(self.fail(StoreError::Damaged(why)));
         }
+        self.now = self.now.max(now);
+        self.finish_checkpoint()?;
+        if self.checkpoint.is_some() {
+            return Ok(false);
+        }
+        let upto = self.applicable();
+        if upto > self.applied.seq {
+            self.apply(upto, extra)?;
+        }
+        // A checkpoint may give the space that the rest needs; what has no space even then stays in the log.
+        let more = self.applied.seq < self.announced && self.settled != Some(self.applied.seq);
+        if self.since_checkpoint == 0 && !more {
+            return Ok(true);
+        }
+        self.settled = Some(self.applied.seq);
+        self.start_checkpoint();
+        Ok(false)
     }
 
     /// Whether what is announced needs more blocks than the host has space for.
@@ -697,6 +725,7 @@ impl Store {
         self.checkpoint_wanted = false;
         self.since_checkpoint = 0;
         let segments = self.alloc.lock().begin_checkpoint();
+        let kept = self.keep_log.then(|| self.wal.tail());
         let result = Arc::new(Mutex::new(None));
         let tree = self.tree.clone();
         let shared = result.clone();
@@ -705,7 +734,7 @@ impl Store {
             wal: self.applied_wal,
         });
         self.device.start_work(Box::new(move || {
-            let outcome = save(&tree, &segments);
+            let outcome = save(&tree, &segments, kept);
             *shared.lock() = Some(outcome);
         }));
     }
@@ -730,9 +759,26 @@ impl Store {
             "checkpoint done"
         );
         drop(alloc);
-        self.wal.release(wal);
+        self.checkpointed = wal;
+        self.release_log();
         self.return_space();
         Ok(())
+    }
+
+    /// Whether entries that a checkpoint holds stay in the log, for a brick that lacks them, until half the ring is
+    /// used.
+    pub fn keep_log(&mut self, keep: bool) {
+        self.keep_log = keep;
+        self.release_log();
+    }
+
+    /// Gives up what the log need not hold.
+    fn release_log(&mut self) {
+        let most = match self.keep_log {
+            true => self.wal.size() / 2,
+            false => 0,
+        };
+        self.wal.trim(self.checkpointed, most);
     }
 
     /// Starts a checkpoint at the next [`Store::poll`], unless one runs.
@@ -771,10 +817,13 @@ impl Store {
                 return done(Err(full()));
             }
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
-            self.checkpoint_wanted = true;
+            self.checkpoint_wanted |= !self.is_returning();
             return done(Err(io::ErrorKind::WouldBlock.into()));
         }
         if !self.have_ready(count + self.reserved) {
+            if self.is_returning() {
+                return done(Err(io::ErrorKind::WouldBlock.into()));
+            }
             return done(Err(full()));
         }
         let Some(runs) = self.alloc.lock().allocate(count as u32) else {
@@ -871,8 +920,9 @@ impl Store {
         Ok(out.into())
     }
 
-    /// The bytes that the entry `seq` attached, for a peer that lacks them, as long as the log holds it: until the
-    /// checkpoint that releases the entry, blocks that later entries freed are not used again.
+    /// The bytes that the entry `seq` attached, for a peer that lacks them. They are there until a checkpoint holds the
+    /// entry: till then blocks that later entries freed are not used again. Of entries that the log holds longer they
+    /// may have gone.
     ///
     /// # Errors
     /// If the log no longer holds the entry, it attaches no such stage, or its blocks cannot be read.
@@ -1207,7 +1257,7 @@ impl Store {
                 * BLOCK,
             free: less(limited.free),
             free_now: less(limited.free_now),
-            ring_free: self.wal.sure(),
+            ring_free: self.wal.sure(self.checkpointed),
             inodes: 0,
         }
     }
@@ -1234,9 +1284,14 @@ fn kept_back(alloc: &Allocator) -> u64 {
     reserve - alloc.tree_blocks().min(reserve / 2)
 }
 
-/// Commits the tree durably with the allocator's changed bitmaps.
-fn save(tree: &Tree, segments: &[(u32, Vec<u8>)]) -> Result<(), String> {
+/// Commits the tree durably with the allocator's changed bitmaps, and where the log begins that is kept beyond it.
+fn save(tree: &Tree, segments: &[(u32, Vec<u8>)], kept: Option<WalPosition>) -> Result<(), String> {
+    let kept = kept.and_then(|kept| postcard::to_stdvec(&kept).ok());
     tree.checkpoint(|batch| {
+        match &kept {
+            Some(kept) => batch.put(KEPT, kept)?,
+            None => batch.del(KEPT)?,
+        }
         for (segment, bitmap) in segments {
             batch.put(&recover::segment_key(*segment), bitmap)?;
         }

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use super::host::Host;
 use super::log::{Log, identity};
 use super::pending::Pending;
-use super::{META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
+use super::{KEPT, META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
 use crate::alloc::{Allocator, Run};
 use crate::device::Device;
 use crate::superblock::{Geometry, MIN_SIZE, Stored, Superblock, SuperblockError};
@@ -182,6 +182,11 @@ impl Store {
             meta.wal,
         )
         .map_err(|err| StoreError::Damaged(err.to_string()))?;
+        if let Some(kept) = tree.snapshot()?.get(KEPT)?
+            && let Ok(kept) = postcard::from_bytes(&kept)
+        {
+            wal.reach_back(kept);
+        }
         let sound = sound_entries(&*device, geometry.extents.offset, wal.flushed(), &entries)?;
         if let Some(first) = entries.get(sound) {
             let before = wal
@@ -218,8 +223,11 @@ impl Store {
             checkpoint_wanted: false,
             warming: None,
             shares,
-            last_checkpoint: Mono::default(),
+            checkpointed: meta.wal,
+            keep_log: true,
+            last_checkpoint: None,
             since_checkpoint: 0,
+            settled: None,
             last_apply: Mono::default(),
             damaged_log: log_damaged || damaged,
             poisoned: None,

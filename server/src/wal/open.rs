@@ -103,6 +103,44 @@ impl Wal {
         Ok(Opened { wal, damage })
     }
 
+    /// Takes back what lies between `from` and `start`, where this log begins, if it is all there: positions before and
+    /// behind each of its entries, oldest first.
+    pub fn reach_back(
+        &mut self,
+        from: WalPosition,
+        start: WalPosition,
+    ) -> Option<Vec<(WalPosition, WalPosition)>> {
+        let within = start.offset == self.tail
+            && from.offset < start.offset
+            && from.offset.is_multiple_of(HEADER as u64)
+            && self.head.offset - from.offset <= self.ring.len();
+        if !within {
+            return None;
+        }
+        let mut reader = Reader::new(&self.ring, self.identity, start.offset);
+        let mut found: Vec<(WalPosition, WalPosition)> = Vec::new();
+        let mut before = from;
+        while before.offset < start.offset {
+            let header = reader.record(before.offset).ok().flatten()?;
+            if !header.follows(&before) {
+                return None;
+            }
+            let after = header.after();
+            match found.last_mut() {
+                // The log goes on behind a cut.
+                Some((_, last)) if header.is_cut() => *last = after,
+                None if header.is_cut() => return None,
+                _ => found.push((before, after)),
+            }
+            before = after;
+        }
+        if before != start {
+            return None;
+        }
+        self.tail = from.offset;
+        Some(found)
+    }
+
     /// Reads entries from a position on: as many as take about `max` bytes in the log, at least one; none at the end.
     pub fn read_from(&self, at: WalPosition, max: u64) -> Result<Vec<Replayed>, WalError> {
         if at.offset < self.tail || at.offset > self.head.offset {

@@ -1,5 +1,6 @@
 //! Bricks on simulated disks, with the real decisions on views.
 
+mod away;
 mod rig;
 
 use std::time::Duration;
@@ -135,7 +136,7 @@ fn a_restarted_member_joins_by_its_log() {
     assert_eq!(rig.read(2, 100), Ok(Bytes::from_static(b"after")));
 }
 
-fn attach(number: u64, blocks: u32) -> Fop {
+pub(super) fn attach(number: u64, blocks: u32) -> Fop {
     let stage = StageId {
         session: SESSION,
         number,

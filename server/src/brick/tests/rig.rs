@@ -1,5 +1,6 @@
 //! One core of real bricks on simulated disks, with the real decisions on views, driven by hand.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,6 +77,12 @@ pub(super) struct Rig {
     pub(super) lose: Vec<&'static str>,
     /// How many messages of each kind passed.
     pub(super) passed: Vec<&'static str>,
+    /// The control plane decides on no view: it stops too.
+    resting: bool,
+    /// Bricks that said that they have stopped.
+    pub(super) stopped: BTreeSet<BrickId>,
+    /// Bricks that are left out for good: their primary said that they cannot follow.
+    pub(super) cannot_follow: BTreeSet<BrickId>,
 }
 
 pub(super) fn brick(at: usize) -> BrickId {
@@ -123,6 +130,9 @@ impl Rig {
             gone: Vec::new(),
             lose: Vec::new(),
             passed: Vec::new(),
+            resting: false,
+            stopped: BTreeSet::new(),
+            cannot_follow: BTreeSet::new(),
         };
         for at in 0..bricks {
             let core = rig.opened(at);
@@ -149,6 +159,34 @@ impl Rig {
         );
         core.push(Message::Open(Box::new(config)));
         core
+    }
+
+    /// Stops bricks in good order; those of the set that go on make a view without them.
+    pub(super) fn stop(&mut self, bricks: &[usize]) {
+        self.resting = bricks.len() == self.cores.len();
+        for at in bricks {
+            self.order(*at, ToBrick::Stop);
+        }
+        let all: BTreeSet<BrickId> = bricks.iter().map(|at| brick(*at)).collect();
+        for _ in 0..100 {
+            self.pass(Duration::from_millis(100));
+            if all.is_subset(&self.stopped) {
+                break;
+            }
+        }
+        assert!(all.is_subset(&self.stopped), "{:?} stopped", self.stopped);
+        for at in bricks {
+            self.cores[*at] = Core::new(
+                Arc::new(Namespace::new()),
+                Completions::new(Box::new(|| {})),
+            );
+        }
+    }
+
+    /// What a stopped brick's store holds.
+    pub(super) fn store(&self, at: usize) -> Store {
+        let device: Arc<dyn Device> = self.disks[at].reboot(Survival::Process);
+        Store::open(device).expect("the brick opens")
     }
 
     /// Ends a brick's process or machine and starts it again.
@@ -242,6 +280,15 @@ impl Rig {
                 self.order(at, ToBrick::View(view));
             }
         }
+        match &report.event {
+            mortar_protocol::report::BrickEvent::Stopped => {
+                self.stopped.insert(report.brick);
+            }
+            mortar_protocol::report::BrickEvent::CannotFollow { member, .. } => {
+                self.cannot_follow.insert(*member);
+            }
+            _ => {}
+        }
         if let mortar_protocol::report::BrickEvent::SilentSessions { sessions } = &report.event {
             self.gone.extend(sessions);
         }
@@ -263,7 +310,8 @@ impl Rig {
             views: &self.views,
             open_wait: Duration::from_secs(10),
         };
-        let Some(view) = scene.decide(&mut self.seen, self.now) else {
+        let decided = scene.decide(&mut self.seen, self.now);
+        let Some(view) = decided.filter(|_| !self.resting) else {
             return false;
         };
         if view.effective {

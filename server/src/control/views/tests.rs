@@ -132,3 +132,61 @@ fn random_run(seed: u64, power: bool) {
         assert_eq!(positions(node), positions(0), "members are equal");
     }
 }
+
+#[test]
+fn a_member_tells_of_room_also_when_nothing_else_moves() {
+    use mortar_protocol::entry::Space;
+
+    let mut cluster = Cluster::new(3);
+    cluster.heal();
+    let leader = cluster.leader().expect("a leader");
+    let member = (leader + 1) % 3;
+    let room = |cluster: &mut Cluster, ring_free| {
+        for at in 0..3 {
+            let space = Space {
+                ring_free: if at == member { ring_free } else { 1 << 20 },
+                ..Space::default()
+            };
+            let log = cluster.nodes[at].log.as_mut();
+            log.expect("runs").set_space(space);
+        }
+    };
+    let least = |cluster: &Cluster| {
+        let log = cluster.nodes[leader].log.as_ref();
+        log.expect("runs").least_space().ring_free
+    };
+    room(&mut cluster, 0);
+    cluster.write(true);
+    cluster.quiet();
+    assert_eq!(least(&cluster), 0);
+    // A checkpoint gives room; no entry, no flush, no question comes by.
+    room(&mut cluster, 1 << 20);
+    cluster.tick(Duration::from_millis(200));
+    cluster.quiet();
+    assert_eq!(least(&cluster), 1 << 20);
+    // Said once: nothing is sent for what is known.
+    cluster.tick(Duration::from_millis(200));
+    assert!(cluster.net.is_empty(), "{:?}", cluster.net);
+}
+
+#[test]
+fn the_log_is_kept_while_a_brick_of_the_set_is_away() {
+    let mut cluster = Cluster::new(3);
+    cluster.heal();
+    let keeps = |cluster: &Cluster| -> Vec<bool> {
+        let logs = cluster.nodes.iter().filter_map(|node| node.log.as_ref());
+        logs.map(|log| log.keeps_log()).collect()
+    };
+    assert_eq!(keeps(&cluster), [false; 3]);
+    let away = (cluster.leader().expect("a leader") + 1) % 3;
+    cluster.write(true);
+    cluster.quiet();
+    cluster.stop(away);
+    cluster.quiet();
+    assert_eq!(keeps(&cluster), [true; 2]);
+    // Nobody knows yet who is there: it may be that somebody is not.
+    cluster.start(away);
+    assert_eq!(keeps(&cluster), [true; 3]);
+    cluster.heal();
+    assert_eq!(keeps(&cluster), [false; 3]);
+}

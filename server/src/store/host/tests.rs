@@ -53,7 +53,11 @@ impl Rig {
     }
 
     fn tick(&mut self) {
-        self.clock += 200_000_000;
+        self.tick_after(200_000_000);
+    }
+
+    fn tick_after(&mut self, nanos: u64) {
+        self.clock += nanos;
         let now = Mono(self.clock);
         self.store.poll(now, &mut |_| Vec::new()).unwrap();
     }
@@ -194,6 +198,54 @@ fn a_full_host_is_a_full_brick_and_gets_its_space_back() {
     disk.set_host_left(0);
     let store = Store::open(disk).unwrap();
     assert_eq!(store.poisoned(), None);
+}
+
+#[test]
+fn space_on_its_way_back_to_the_host_is_still_free() {
+    let mut rig = Rig::new(Some(120 * MIB));
+    rig.fill();
+    rig.checkpoint();
+    rig.disk.set_host_left(0);
+    rig.tick();
+    rig.punch(0, 0, u64::MAX);
+    rig.store.announce(rig.store.head().seq);
+    rig.tick();
+    let before = rig.store.space().free;
+    assert!(before > 40 * MIB, "{before}");
+    // The checkpoint and the return of space take their time; at every moment of it there is room for a write.
+    rig.disk.queue(true);
+    rig.store.want_checkpoint();
+    let mut quiet = 0;
+    while quiet < 30 {
+        rig.tick_after(10_000_000);
+        for ran in [false, true] {
+            if ran {
+                quiet = if rig.disk.run(0) { 0 } else { quiet + 1 };
+            }
+            let free = rig.store.space().free;
+            assert!(free + 4 * MIB > before, "{free} of {before}");
+            rig.stage += 1;
+            let id = StageId {
+                session: SessionId(1),
+                number: rig.stage,
+            };
+            let told = Arc::new(Mutex::new(None));
+            let result = told.clone();
+            let data = Bytes::from(vec![1; 64 << 10]);
+            let done = move |outcome| *result.lock() = Some(outcome);
+            let waiting = rig.disk.waiting();
+            rig.store.stage(id, data, Box::new(done));
+            if rig.disk.waiting() > waiting {
+                rig.disk.run(waiting);
+            }
+            if let Some(Err(error)) = told.lock().take() {
+                assert!(!is_full(&error), "{error}");
+            }
+            rig.store.drop_stage(id);
+        }
+    }
+    let left = rig.disk.host_left().unwrap();
+    assert!(left > 20 * MIB, "{left} went back");
 }
 
 #[test]
