@@ -261,6 +261,27 @@ impl Volume {
         Ok(None)
     }
 
+    /// Bytes of the blocks that a file takes on the given bricks.
+    pub(super) fn allocated(&self, node: &Node) -> Result<u64, FileError> {
+        let (mut shard, mut blocks) = (Some(0), 0);
+        while let Some(number) = shard {
+            let object = Object {
+                id: node.attr.gfid.id,
+                shard: number,
+            };
+            for set in self.sets_of(node, number) {
+                let brick = self.sets.get(&set).and_then(|bricks| bricks.first());
+                if let Some(brick) = brick {
+                    let at = brick.at.seq;
+                    let taken = brick.store.allocated(object, 0, u64::MAX, at)?;
+                    blocks += taken;
+                }
+            }
+            shard = self.next_shard(node, number)?;
+        }
+        Ok(blocks * BLOCK)
+    }
+
     /// The next shard behind `shard` of which any set has data.
     fn next_shard(&self, node: &Node, shard: u32) -> Result<Option<u32>, FileError> {
         let mut next = None;
