@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod aligned;
 pub mod attr;
+pub mod ending;
 pub mod enrol;
 pub mod entry;
 pub mod env;

@@ -14,7 +14,7 @@ use mortar_protocol::frame::{Frame, FrameError};
 use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex, StageId};
 use mortar_protocol::transport::Lost;
 use mortar_protocol::view::View;
-use mortar_protocol::watch::{Wait, fails_because, waits_for};
+use mortar_protocol::watch::{Wait, current, fails_because, waits_for};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -391,19 +391,7 @@ impl Set {
                 Err(Fault::Corrupt) if call.fop.is_read() => {
                     corrupt.push(target.brick);
                     let other = self.aim(call, &corrupt).map(|target| target.brick);
-                    tracing::error!(
-                        set = self.index.0,
-                        brick = %target.brick,
-                        other = ?other,
-                        fop = ?call.fop,
-                        "a brick cannot read its data"
-                    );
-                    if other.is_none() {
-                        fails_because(|| {
-                            format!("no member of set {} can read a block of it", self.index.0)
-                        });
-                        return Err(Fault::Corrupt);
-                    }
+                    self.unreadable(&call.fop, target.brick, other)?;
                 }
                 Err(fault) => {
                     self.heard(&Fop::StatFs, answer.mark, answer.flushed);
@@ -417,6 +405,36 @@ impl Set {
                 }
             }
         }
+    }
+
+    /// A brick could not read what `fop` asks for. Another member is asked, if there is one.
+    fn unreadable(&self, fop: &Fop, brick: BrickId, other: Option<BrickId>) -> Result<(), Fault> {
+        let set = self.index.0;
+        let what = match fop {
+            Fop::Read {
+                id,
+                shard,
+                offset,
+                len,
+                ..
+            } => format!(
+                "{len} bytes at offset {offset} of shard {shard} of gfid {}",
+                id.gfid_half()
+            ),
+            other => format!("what {} asks for", other.name()),
+        };
+        let Some(other) = other else {
+            fails_because(|| {
+                format!("no member of set {set} can read {what}; brick {brick} was asked last")
+            });
+            return Err(Fault::Corrupt);
+        };
+        let told = format!("brick {brick} of set {set} cannot read {what}; brick {other} is asked");
+        match current() {
+            Some(flight) => flight.remark(&told),
+            None => tracing::error!("{told}"),
+        }
+        Ok(())
     }
 
     /// Where the request goes now, filled into it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mortar_protocol::entry::Entry;
+use mortar_protocol::entry::{Entry, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::ids::{Pos, Seq};
 use mortar_protocol::peer::PeerMessage;
@@ -19,6 +19,8 @@ pub(super) struct Backup {
     told: Marks,
     /// The primary is owed an answer.
     pub(super) answer_due: bool,
+    /// Free bytes and free bytes of the ring as the primary was told.
+    told_free: (u64, u64),
     /// When the state was last sent.
     state_sent: Option<Mono>,
     /// Newest entry that a read waits for.
@@ -41,6 +43,10 @@ impl Backup {
     pub(super) fn has_spoken(&self) -> bool {
         self.state_sent.is_some()
     }
+}
+
+fn free(space: &Space) -> (u64, u64) {
+    (space.free, space.ring_free)
 }
 
 impl SetLog {
@@ -154,6 +160,10 @@ impl SetLog {
         if repeat && waits && silent {
             self.send_state(out);
         }
+        // What is applied and checkpointed later gives space back, of which the primary must know.
+        if !waits && self.backup.told_free != free(&self.space) {
+            self.backup.answer_due = true;
+        }
         if let Some(since) = self.backup.asking
             && self.now.since(since) >= REPEAT / 5
         {
@@ -175,6 +185,7 @@ impl SetLog {
         let Some(written) = self.history.at(self.backup.agreed.min(self.written)) else {
             return;
         };
+        self.backup.told_free = free(&self.space);
         let message = PeerMessage::Written {
             written,
             flushed: self.flushed.min(written.seq),
