@@ -506,7 +506,7 @@ mod tests {
         let name = Some(Bytes::from_static(b"n"));
         assert_eq!(
             told.recv().unwrap(),
-            (name, Errno::EIO, Some("no".to_owned()))
+            (name, Some(Errno::EIO), Some("no".to_owned()))
         );
         assert!(watch.in_flight().is_empty());
         let stats = watch.stats();
