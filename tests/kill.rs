@@ -103,6 +103,9 @@ fn three_files(mount: &Mount) -> fs::File {
     let mut synced = fs::File::create(mount.join("synced")).expect("create");
     synced.write_all(&[3; 70_000]).expect("write");
     synced.sync_all().expect("fsync");
+    // Of this one nothing but the directory's entry is synced.
+    fs::File::create(mount.join("named")).expect("create");
+    fs::rename(mount.join("named"), mount.join("renamed")).expect("rename");
     fs::File::open(mount.path())
         .and_then(|dir| dir.sync_all())
         .expect("fsync of the directory");
@@ -116,6 +119,16 @@ fn end_client(mount: &Mount) {
     tool::wait_for("the end of the client", Duration::from_secs(10), || {
         pids.iter().all(|pid| !tool::alive(*pid)).then_some(())
     });
+}
+
+/// What fsync of the directory promised.
+fn has_names(mount: &Mount) -> bool {
+    let names = fs::read_dir(mount.path()).expect("list");
+    let mut names: Vec<_> = names
+        .map(|entry| entry.expect("entry").file_name())
+        .collect();
+    names.sort();
+    names == ["closed", "open", "renamed", "synced"]
 }
 
 fn is_whole(mount: &Mount, name: &str, byte: u8) -> bool {
@@ -132,6 +145,7 @@ fn what_survives_the_death_of_the_mount_process() {
     drop(open);
     mount.mount(&daemon, "vol", "");
     assert!(is_whole(&mount, "closed", 2) && is_whole(&mount, "synced", 3));
+    assert!(has_names(&mount));
     // Before close: what is older than a second has been sent.
     let open = three_files(&mount);
     std::thread::sleep(Duration::from_millis(2_500));
@@ -140,6 +154,7 @@ fn what_survives_the_death_of_the_mount_process() {
     mount.mount(&daemon, "vol", "");
     assert!(is_whole(&mount, "open", 1));
     assert!(is_whole(&mount, "closed", 2) && is_whole(&mount, "synced", 3));
+    assert!(has_names(&mount));
 }
 
 #[test]
@@ -156,4 +171,5 @@ fn what_survives_the_death_of_mortard() {
     mount.mount(&daemon, "vol", "");
     assert!(is_whole(&mount, "open", 1));
     assert!(is_whole(&mount, "closed", 2) && is_whole(&mount, "synced", 3));
+    assert!(has_names(&mount));
 }

@@ -198,6 +198,39 @@ fn times_set_before_close_stay_and_make_rebuilds_nothing() {
     mount.umount();
     mount.mount(&daemon, "vol", "");
     check("after remount");
+    // A built tree stays built when it is carried out and in again: times are kept to the nanosecond.
+    let own = tempfile::tempdir().expect("directory");
+    let built = own.path().join("built");
+    let places = [
+        ("out by cp", "cp -a \"$1\" \"$2\"", &dir, &built),
+        (
+            "in by rsync",
+            "rsync -a \"$1/\" \"$2\"",
+            &built,
+            &mount.join("in-again"),
+        ),
+        ("within", "cp -a \"$1\" \"$2\"", &dir, &mount.join("copy")),
+        (
+            "out by rsync",
+            "rsync -a \"$1/\" \"$2\"",
+            &mount.join("copy"),
+            &own.path().join("back"),
+        ),
+    ];
+    for (how, script, from, to) in places {
+        tool::run_in(
+            Path::new("/"),
+            "sh",
+            &["-ec", script, "sh", path(from), path(to)],
+        );
+        let made = sh(to, "make");
+        assert!(made.contains("Nothing to be done"), "{how}: {made}");
+    }
+    // What did change is made again, and only that.
+    std::thread::sleep(Duration::from_millis(20));
+    fs::write(mount.join("in-again/a.in"), "y\n").expect("write");
+    let made = sh(&mount.join("in-again"), "make");
+    assert!(made.contains("a.in") && !made.contains("b.in"), "{made}");
 }
 
 /// Appends `lines` lines with O_APPEND from a process of its own.

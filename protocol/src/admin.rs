@@ -49,7 +49,7 @@ pub enum AdminRequest {
         /// Also if it is started already.
         force: bool,
     },
-    /// `volume stop`. Answer: [`AdminReply::Done`].
+    /// `volume stop`. Answer: [`AdminReply::Done`], or [`AdminReply::Notes`] where clients have it mounted.
     Stop {
         /// Volume name.
         volume: String,

@@ -225,6 +225,19 @@ impl Gfid {
     };
 }
 
+impl InodeId {
+    /// The first half of the gfid, as the gfid is written: unique in the volume.
+    pub fn gfid_half(self) -> String {
+        let whole = Gfid {
+            id: self,
+            generation: 0,
+        };
+        let mut text = whole.to_string();
+        text.truncate(18);
+        text
+    }
+}
+
 impl fmt::Display for Gfid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_uuid(

@@ -13,6 +13,7 @@ pub mod admin;
 pub mod aligned;
 pub mod attr;
 pub mod busy_poll;
+pub mod ending;
 pub mod enrol;
 pub mod entry;
 pub mod env;

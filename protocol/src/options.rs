@@ -13,6 +13,8 @@ pub enum Check {
     Seconds(u64, u64),
     /// Percent.
     Percent,
+    /// A uid or gid; -1 for none.
+    Id,
     /// One of these words.
     Word(&'static [&'static str]),
     /// Any text.
@@ -123,6 +125,10 @@ pub const OPTIONS: &[OptionInfo] = &[
     live("storage.durability", "fsync", Check::Word(&["fsync", "sync"]),
         "sync: every change is answered only once it is flushed on every member"),
     inert("storage.fips-mode-rchecksum", "on", Check::Switch),
+    live("storage.owner-gid", "-1", Check::Id,
+        "group of the volume's root, given to it when root mounts the volume and when this changes; -1: as it is"),
+    live("storage.owner-uid", "-1", Check::Id,
+        "owner of the volume's root, given to it when root mounts the volume and when this changes; -1: as it is"),
     inert("transport.address-family", "inet", Check::Word(&["inet", "inet6"])),
 ];
 
@@ -214,6 +220,7 @@ impl std::fmt::Display for Check {
             Self::Seconds(low, high) => write!(f, "{low} to {high} seconds"),
             Self::Size(low, high) => write!(f, "{} to {}", size_text(*low), size_text(*high)),
             Self::Percent => f.write_str("0 to 100 %"),
+            Self::Id => f.write_str("-1 to 4294967294"),
             Self::Word(words) => f.write_str(&words.join(", ")),
             Self::Text => f.write_str("text"),
         }
@@ -292,6 +299,14 @@ impl OptionInfo {
                 "time",
             ),
             Check::Percent => range(value.trim_end_matches('%').parse().ok(), 0, 100, "percent"),
+            Check::Id if value == "-1" => Ok(()),
+            // The highest number means "nobody" to the kernel.
+            Check::Id => match value.parse::<u32>() {
+                Ok(id) if id != u32::MAX => Ok(()),
+                _ => Err(format!(
+                    "option {short} {value}: '{value}' is not a number of a user or group, or -1"
+                )),
+            },
             Check::Word(words) if !words.contains(&value) => Err(format!(
                 "option {short} {value}: '{value}' is not valid (possible options are {})",
                 words.join(", ")

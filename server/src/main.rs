@@ -69,19 +69,6 @@ fn log_to(path: &std::path::Path) -> Result<PathBuf, String> {
     Ok(absolute)
 }
 
-/// A panic is a bug, and a daemon with one thread less would only seem to serve: it is logged, and the process ends at
-/// once. What was acknowledged is in the logs of the bricks. (Where damaged data can make a library panic, the panic is
-/// caught and becomes an error of that brick.)
-fn end_on_panic() {
-    std::panic::set_hook(Box::new(|info| {
-        let trace = std::backtrace::Backtrace::force_capture();
-        tracing::error!("{info}\n{trace}");
-        if !mortar_server::guard::is_caught() {
-            std::process::abort();
-        }
-    }));
-}
-
 fn main() -> ExitCode {
     let words = || std::env::args_os().skip(1);
     if words().next().is_some_and(|word| word == "brick") {
@@ -96,7 +83,8 @@ fn main() -> ExitCode {
         }
     };
     start_log(arguments.log_level);
-    end_on_panic();
+    // Where damaged data can make a library panic, the panic is caught and becomes an error of that brick.
+    mortar_protocol::ending::end_on_panic(mortar_server::guard::is_caught);
     let options = Options {
         data_dir: arguments.data_dir,
         listen: arguments.listen,

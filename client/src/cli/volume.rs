@@ -74,10 +74,9 @@ fn command(server: &str, script: bool, words: &[String]) -> Result<String, Faile
         "stop" => {
             let volume = name().ok_or_else(|| usage("stop <VOLNAME> [force]"))?;
             let force = rest.get(1).is_some_and(|word| word == "force");
-            confirm(
-                script,
-                "Stopping volume will make its data inaccessible. Do you want to continue? (y/n) ",
-            )?;
+            if !script {
+                confirm(script, &stop_question(server, &volume))?;
+            }
             simple(
                 server,
                 "stop",
@@ -139,6 +138,23 @@ fn simple(server: &str, verb: &str, volume: &str, request: AdminRequest) -> Resu
         Ok(_) => Ok(format!("volume {verb}: {volume}: success\n")),
         Err(message) => Err(format!("volume {verb}: {volume}: failed: {message}")),
     }
+}
+
+/// What is asked before a volume is stopped.
+fn stop_question(server: &str, volume: &str) -> String {
+    let status = AdminRequest::Status {
+        volume: volume.to_owned(),
+    };
+    // What is wrong is told by the command itself.
+    let mounted = match ask(server, status) {
+        Ok(Ok(AdminReply::Status { clients, .. })) if clients > 0 => {
+            format!("{volume} is mounted by {clients} clients. ")
+        }
+        _ => String::new(),
+    };
+    format!(
+        "{mounted}Stopping volume will make its data inaccessible. Do you want to continue? (y/n) "
+    )
 }
 
 fn confirm(script: bool, question: &str) -> Result<(), Failed> {

@@ -9,7 +9,7 @@ use mortar_protocol::fop::LockKind;
 use mortar_protocol::ids::InodeId;
 
 /// Block size that stat shows: what programs read and write at once.
-const BLOCK_SIZE: u32 = 64 << 10;
+const BLOCK_SIZE: u32 = 128 << 10;
 
 /// Who asks. The kernel does not tell supplementary groups; it has checked permissions itself.
 pub(super) fn cred(request: &Request) -> Cred {

@@ -92,7 +92,7 @@ impl Drop for Entered<'_> {
             self.0.watch.tell(&Failure {
                 op,
                 name,
-                errno,
+                errno: Some(errno),
                 cause,
             });
         }
@@ -193,40 +193,55 @@ impl Watched {
         for slow in self.watch.newly_slow(now) {
             self.told.slow(&slow);
         }
-        for ((operation, errno), more) in self.told.gather.lock().due(now) {
-            tracing::error!("{more} more calls of {operation} ended with {errno:?}");
+        for ((operation, errno, _), more) in self.told.gather.lock().due(now) {
+            let volume = self.told.volume();
+            match errno {
+                Some(errno) => tracing::error!(
+                    "{more} more calls of {operation} in volume {volume} ended with {errno:?}"
+                ),
+                None => tracing::error!(
+                    "{more} more times a call of {operation} in volume {volume} met data that cannot be read"
+                ),
+            }
         }
     }
 }
+
+/// Messages of one kind: the operation, the error, and for what concerns single files some of them.
+type Repeat = (&'static str, Option<Errno>, u64);
+
+/// Files with unreadable data are told apart within one [`watch::SPAN`], as far as they do not share one of so many
+/// places.
+const FILES: u64 = 16;
 
 /// Writes the lines.
 struct Told {
     env: Arc<dyn Env>,
     mounted: Mutex<Option<(String, PathBuf)>>,
-    gather: Mutex<Gather<(&'static str, Errno)>>,
+    gather: Mutex<Gather<Repeat>>,
     dirs: Mutex<BTreeMap<InodeId, (InodeId, Bytes)>>,
 }
 
 impl Told {
     fn failed(&self, failure: &Failure<'_>) {
         let errno = failure.errno;
-        if !matches!(errno, Errno::EIO | Errno::ENOSPC | Errno::ENOTCONN) {
-            return;
-        }
+        let one_file = match errno {
+            None | Some(Errno::EIO) => failure.op.inode % FILES,
+            Some(Errno::ENOSPC | Errno::ENOTCONN) => 0,
+            _ => return,
+        };
         let operation = NAMES.get(failure.op.kind).copied().unwrap_or_default();
-        let offered = self
-            .gather
-            .lock()
-            .offer(&(operation, errno), self.env.now());
-        let Some(more) = offered else {
+        let repeat = (operation, errno, one_file);
+        let Some(more) = self.gather.lock().offer(&repeat, self.env.now()) else {
             return;
         };
         let more = match more {
             0 => String::new(),
             more => format!(" ({more} more since the last such line)"),
         };
+        let errno = errno.map_or_else(|| "unreadable".to_owned(), |errno| format!("{errno:?}"));
         tracing::error!(
-            "{errno:?}: {operation} of {} in volume {}, asked by {}: {}{more}",
+            "{errno}: {operation} of {} in volume {}, asked by {}: {}{more}",
             self.file(&failure.op, failure.name),
             self.volume(),
             program(failure.op.asker),

@@ -4,8 +4,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mortar_protocol::attr::{Cred, SetAttr};
 use mortar_protocol::enrol;
 use mortar_protocol::env::Env;
+use mortar_protocol::ids::InodeId;
 use mortar_protocol::options;
 use mortar_protocol::transport::quic::QuicTransport;
 use mortar_protocol::view::VolumeInfo;
@@ -76,7 +78,8 @@ fn options_of(info: &VolumeInfo) -> Options {
 
 /// Follows changes of the volume's options until the mount ends.
 pub(super) async fn follow_options(vfs: Vfs<Volume>) {
-    let mut version = vfs.backend().info().version;
+    let info = vfs.backend().info();
+    let (mut version, mut owner) = (info.version, owner_of(&info));
     loop {
         vfs.env().sleep(LOOK).await;
         let info = vfs.backend().info();
@@ -84,6 +87,39 @@ pub(super) async fn follow_options(vfs: Vfs<Volume>) {
             version = info.version;
             let options = options_of(&info);
             vfs.set_write_behind(options.write_behind, options.window);
+            if owner_of(&info) != owner {
+                owner = owner_of(&info);
+                own_root(&vfs).await;
+            }
         }
+    }
+}
+
+/// Owner and group that the options give to the volume's root.
+fn owner_of(info: &VolumeInfo) -> (Option<u32>, Option<u32>) {
+    let value = |name: &str| info.options.get(name)?.parse().ok();
+    (value("storage.owner-uid"), value("storage.owner-gid"))
+}
+
+/// Gives the volume's root to whom the options name. Only root can.
+pub(super) async fn own_root(vfs: &Vfs<Volume>) {
+    let (uid, gid) = owner_of(&vfs.backend().info());
+    if (uid, gid) == (None, None) || !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let Ok((root, _)) = vfs.getattr(InodeId::ROOT).await else {
+        return;
+    };
+    let set = SetAttr {
+        uid: uid.filter(|uid| *uid != root.uid),
+        gid: gid.filter(|gid| *gid != root.gid),
+        ..SetAttr::default()
+    };
+    if (set.uid, set.gid) == (None, None) {
+        return;
+    }
+    match vfs.setattr(Cred::default(), InodeId::ROOT, set, None).await {
+        Ok((root, _)) => tracing::info!(root.uid, root.gid, "the volume's root has a new owner"),
+        Err(errno) => tracing::error!(?errno, "the volume's root cannot be given to its owner"),
     }
 }

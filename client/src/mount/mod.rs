@@ -138,9 +138,5 @@ fn start_log(level: &str) {
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .try_init();
-    std::panic::set_hook(Box::new(|info| {
-        let trace = std::backtrace::Backtrace::force_capture();
-        eprintln!("mortar mount: {info}\n{trace}");
-        std::process::abort();
-    }));
+    mortar_protocol::ending::end_on_panic(|| false);
 }

@@ -2,6 +2,8 @@
 //!
 //! The options are those of mount.glusterfs, of mount(8) and of fstab. An unknown one is refused by name.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -337,14 +339,23 @@ fn with_port(host: &str, port: u16) -> String {
     }
 }
 
+/// Most bytes of a directory that its log's name has.
+const LOG_NAME: usize = 200;
+
 /// Where a mount in the background logs unless told: as root under /var/log/mortar, else in the user's state
 /// directory.
 pub(super) fn default_log(dir: &Path) -> PathBuf {
-    let name = dir
-        .to_string_lossy()
-        .trim_start_matches('/')
-        .replace('/', "-");
-    let name = if name.is_empty() { "root" } else { &name };
+    let mut name = dir.as_os_str().as_bytes().to_vec();
+    let slashes = name.iter().take_while(|byte| **byte == b'/').count();
+    // Of a long path the end, so that the log's own name is not too long.
+    name.drain(..slashes.max(name.len().saturating_sub(LOG_NAME)));
+    name.iter_mut()
+        .filter(|byte| **byte == b'/')
+        .for_each(|byte| *byte = b'-');
+    if name.is_empty() {
+        name = b"root".to_vec();
+    }
+    name.extend(b".log");
     let base = if rustix::process::geteuid().is_root() {
         PathBuf::from("/var/log/mortar")
     } else {
@@ -355,7 +366,7 @@ pub(super) fn default_log(dir: &Path) -> PathBuf {
             .unwrap_or_else(std::env::temp_dir)
             .join("mortar")
     };
-    base.join(format!("{name}.log"))
+    base.join(OsString::from_vec(name))
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The mount point: what is mounted there, dead mounts, unmounting, read-ahead of the kernel.
 
+use std::ffi::OsString;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -15,34 +17,41 @@ const READ_AHEAD_KIB: &str = "1024";
 /// A line of the mount table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Mounted {
-    device: String,
+    device: Vec<u8>,
     dir: PathBuf,
-    kind: String,
+    kind: Vec<u8>,
 }
 
-/// Parses /proc/self/mountinfo.
-fn parse_table(text: &str) -> Vec<Mounted> {
-    text.lines()
+impl Mounted {
+    fn is_ours(&self) -> bool {
+        self.kind == FS_TYPE.as_bytes()
+    }
+}
+
+/// Parses /proc/self/mountinfo. Names in it are bytes.
+fn parse_table(table: &[u8]) -> Vec<Mounted> {
+    table
+        .split(|byte| *byte == b'\n')
         .filter_map(|line| {
-            let mut words = line.split(' ');
+            let mut words = line.split(|byte| *byte == b' ');
             let device = words.nth(2)?.to_owned();
-            let dir = PathBuf::from(unescape(words.nth(1)?));
-            let kind = line.split(" - ").nth(1)?.split(' ').next()?.to_owned();
+            let dir = PathBuf::from(OsString::from_vec(unescape(words.nth(1)?)));
+            // Behind optional fields that end with a dash.
+            let kind = words.skip_while(|word| *word != b"-").nth(1)?.to_owned();
             Some(Mounted { device, dir, kind })
         })
         .collect()
 }
 
 /// Undoes the octal escapes of the mount table.
-fn unescape(text: &str) -> String {
-    let mut out = Vec::with_capacity(text.len());
-    let mut bytes = text.as_bytes();
+fn unescape(mut bytes: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
     while let [first, rest @ ..] = bytes {
         let code = text_code(bytes);
         out.push(code.unwrap_or(*first));
         bytes = if code.is_some() { &bytes[4..] } else { rest };
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 fn text_code(bytes: &[u8]) -> Option<u8> {
@@ -55,7 +64,7 @@ fn text_code(bytes: &[u8]) -> Option<u8> {
 
 /// What is mounted on top of a directory, if it is a mount point.
 fn mounted_on(dir: &Path) -> Option<Mounted> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
     parse_table(&table)
         .into_iter()
         .rev()
@@ -64,13 +73,13 @@ fn mounted_on(dir: &Path) -> Option<Mounted> {
 
 /// Whether a volume is mounted on a directory.
 pub(super) fn is_mounted(dir: &Path) -> bool {
-    let table = std::fs::read_to_string("/proc/self/mountinfo");
+    let table = std::fs::read("/proc/self/mountinfo");
     // Without a table nothing is known.
     table.is_err()
         || table.is_ok_and(|table| {
             let all = parse_table(&table);
             all.iter()
-                .any(|mounted| mounted.dir == dir && mounted.kind == FS_TYPE)
+                .any(|mounted| mounted.dir == dir && mounted.is_ours())
         })
 }
 
@@ -98,7 +107,7 @@ pub(super) fn prepare(dir: &Path) -> Result<PathBuf, (String, u8)> {
     if absolute == Path::new("/") || absolute == Path::new("/tmp") {
         return Err((format!("cannot mount over {}", absolute.display()), 2));
     }
-    if mounted_on(&absolute).is_some_and(|mounted| mounted.kind == FS_TYPE) {
+    if mounted_on(&absolute).is_some_and(|mounted| mounted.is_ours()) {
         return Err((format!("Mortar is already mounted on {shown}"), 32));
     }
     Ok(absolute)
@@ -112,7 +121,7 @@ fn is_dead(dir: &Path) -> bool {
 }
 
 fn clear_dead(dir: &Path) -> Result<(), String> {
-    let ours = mounted_on(dir).is_some_and(|mounted| mounted.kind.starts_with("fuse"));
+    let ours = mounted_on(dir).is_some_and(|mounted| mounted.kind.starts_with(b"fuse"));
     if !ours {
         return Err(format!(
             "{} is not connected and not a mount point of FUSE",
@@ -170,12 +179,15 @@ mod tests {
     fn the_mount_table_is_understood() {
         let text = "22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
             40 22 0:39 / /mnt/a\\040b rw,nosuid shared:2 master:1 - fuse.mortar h:/v rw,user_id=0\n";
-        let table = parse_table(text);
-        assert_eq!(table.len(), 2);
+        let odd = b"41 22 0:40 / /mnt/\xff\\012 rw - fuse.mortar h:/v rw\n";
+        let table = parse_table(&[text.as_bytes(), odd].concat());
+        assert_eq!(table.len(), 3);
+        let dir = OsString::from_vec(b"/mnt/\xff\n".to_vec());
+        assert_eq!(table[2].dir, PathBuf::from(dir));
         assert_eq!(table[1].dir, Path::new("/mnt/a b"));
         assert_eq!(
-            (table[1].kind.as_str(), table[1].device.as_str()),
-            ("fuse.mortar", "0:39")
+            (&table[1].kind[..], &table[1].device[..]),
+            (&b"fuse.mortar"[..], &b"0:39"[..])
         );
     }
 

@@ -12,7 +12,7 @@ use mortar_protocol::ids::InodeId;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use super::connect::{connect, follow_options};
+use super::connect::{connect, follow_options, own_root};
 use super::watch::{self, MountWatch};
 use super::{Request, place};
 use crate::fuse::{Adapter, Caches};
@@ -161,6 +161,7 @@ fn start(runtime: &Runtime, request: &Request, env: Arc<dyn Env>) -> Result<Vfs<
         vfs.getattr(InodeId::ROOT)
             .await
             .map_err(|errno| format!("the volume's root cannot be read: {errno:?}"))?;
+        own_root(&vfs).await;
         Ok(vfs)
     };
     runtime.wait(async move {

@@ -14,7 +14,7 @@ use mortar_protocol::transport::{Lost, Transport};
 use mortar_protocol::view::{View, VolumeInfo, VolumeState};
 use parking_lot::RwLock;
 
-use super::hub::Hub;
+use super::hub::{Hub, Service};
 use super::set::Set;
 
 /// A long poll is given up after this; the server answers after 10 s.
@@ -24,6 +24,8 @@ const LOOK: Duration = Duration::from_secs(2);
 /// Shortest time between two such looks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
+/// The same where the volume is not there (who needs it sooner asks for it).
+const WHILE_MISSING: Duration = Duration::from_secs(1);
 
 /// Tells whether this client holds an inode open.
 pub type OpenCheck = Arc<dyn Fn(mortar_protocol::ids::InodeId) -> bool + Send + Sync>;
@@ -160,16 +162,19 @@ impl Cluster {
             nodes,
             version,
         } = layout;
+        if self.known.read().volume.id != volume.id {
+            return self.serves(Service::Replaced);
+        }
+        self.serves(match volume.state {
+            VolumeState::Started => Service::Started,
+            VolumeState::Created | VolumeState::Stopped => Service::Stopped,
+        });
         self.hub.set_nodes(nodes);
         if let Some(seconds) = option_seconds(&volume.options, "network.frame-timeout") {
             self.hub.set_frame_timeout(seconds);
         }
         {
             let mut known = self.known.write();
-            if known.volume.id != volume.id {
-                tracing::warn!(volume = %volume.name, "the volume is another one of the same name");
-                return;
-            }
             known.version = version;
             if known.volume.version <= volume.version {
                 known.volume = Arc::new(volume.clone());
@@ -194,6 +199,23 @@ impl Cluster {
                 None => set.refresh(),
             }
         }
+    }
+}
+
+impl Cluster {
+    /// Takes up whether the volume is in service, and wakes who waits if it is not.
+    fn serves(&self, service: Service) {
+        if self.hub.set_service(service) {
+            let volume = &self.hub.name;
+            match service {
+                Service::Started => tracing::info!(volume, "the volume is started again"),
+                _ => tracing::warn!(volume, "{}: calls end with ENOTCONN", service.why()),
+            }
+        }
+        if service != Service::Started {
+            self.sets().iter().for_each(|set| set.wake());
+        }
+        self.hub.looked.notify_waiters();
     }
 }
 
@@ -258,16 +280,33 @@ async fn watch(cluster: Weak<Cluster>, hub: Arc<Hub>) {
             Either::Left((layout, _)) => layout,
             Either::Right(_) => ask_layout(&hub, 0, LOOK).await,
         };
+        let Some(cluster) = cluster.upgrade() else {
+            return;
+        };
         let pause = match layout {
             Ok(Ok(layout)) => {
-                let Some(cluster) = cluster.upgrade() else {
-                    return;
-                };
                 cluster.apply(layout);
+                if hub.service() == Service::Replaced {
+                    return;
+                }
                 BETWEEN_LOOKS
             }
-            _ => AFTER_FAILURE,
+            // The control plane refuses only what it does not know.
+            Ok(Err(_)) => {
+                cluster.serves(Service::Missing);
+                WHILE_MISSING
+            }
+            Err(_) => AFTER_FAILURE,
         };
-        hub.env.sleep(pause).await;
+        drop(cluster);
+        if pause == WHILE_MISSING {
+            // The look that was asked for is made above.
+            let poked = std::pin::pin!(hub.poked.notified());
+            select(hub.env.sleep(pause), poked).await;
+            hub.poke();
+            hub.env.sleep(BETWEEN_LOOKS).await;
+        } else {
+            hub.env.sleep(pause).await;
+        }
     }
 }

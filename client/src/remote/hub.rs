@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use mortar_protocol::fop::Request;
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{NodeId, SessionId, StageId, TxnId};
 use mortar_protocol::transport::{Lost, Transport};
+use mortar_protocol::watch::fails_because;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
@@ -23,6 +24,34 @@ use super::within;
 const ADMIN_TRY: Duration = Duration::from_secs(3);
 /// Pause between rounds over all servers.
 const ROUND: Duration = Duration::from_millis(50);
+
+/// Whether the volume is in service, as the control plane says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub(crate) enum Service {
+    /// It is started.
+    Started,
+    /// It is stopped, and may be started again.
+    Stopped,
+    /// There is none of this name.
+    Missing,
+    /// It was deleted, and another one has its name.
+    Replaced,
+}
+
+impl Service {
+    const ALL: [Self; 4] = [Self::Started, Self::Stopped, Self::Missing, Self::Replaced];
+
+    /// What is wrong, for a person.
+    pub(crate) fn why(self) -> &'static str {
+        match self {
+            Self::Started => "in service",
+            Self::Stopped => "the volume is stopped",
+            Self::Missing => "the volume was deleted",
+            Self::Replaced => "the volume was deleted, and another one has its name",
+        }
+    }
+}
 
 /// See the module.
 pub(crate) struct Hub {
@@ -36,6 +65,9 @@ pub(crate) struct Hub {
     session_turn: tokio::sync::Mutex<()>,
     /// Somebody needs newer views than are known.
     pub(crate) poked: Notify,
+    /// A look at the volume's record was answered.
+    pub(crate) looked: Notify,
+    service: AtomicU8,
     frame_timeout: AtomicU64,
     numbers: AtomicU64,
     closed: AtomicBool,
@@ -57,6 +89,8 @@ impl Hub {
             session: AtomicU64::new(0),
             session_turn: tokio::sync::Mutex::default(),
             poked: Notify::new(),
+            looked: Notify::new(),
+            service: AtomicU8::new(Service::Started as u8),
             frame_timeout: AtomicU64::new(30_000),
             numbers: AtomicU64::new(1),
             closed: AtomicBool::new(false),
@@ -66,6 +100,17 @@ impl Hub {
     /// Asks for newer views; returns at once.
     pub(crate) fn poke(&self) {
         self.poked.notify_one();
+    }
+
+    /// Whether the volume is in service, as far as is known.
+    pub(crate) fn service(&self) -> Service {
+        let at = usize::from(self.service.load(Ordering::Acquire));
+        Service::ALL.get(at).copied().unwrap_or(Service::Started)
+    }
+
+    /// Takes up what the control plane says; says whether that is news.
+    pub(crate) fn set_service(&self, service: Service) -> bool {
+        self.service.swap(service as u8, Ordering::AcqRel) != service as u8
     }
 
     /// How long a call waits while no server answers.
@@ -124,7 +169,7 @@ impl Hub {
     /// Opens a session in place of `old`, unless that has happened meanwhile.
     ///
     /// # Errors
-    /// ENOTCONN if no server answers within `limit`; EIO if the control plane refuses one.
+    /// ENOTCONN if no server answers within `limit`, or the control plane refuses one.
     pub(crate) async fn replace_session(
         &self,
         old: SessionId,
@@ -133,6 +178,10 @@ impl Hub {
         let _turn = self.session_turn.lock().await;
         if self.session() != old {
             return Ok(());
+        }
+        if self.service() == Service::Replaced {
+            fails_because(|| Service::Replaced.why().to_owned());
+            return Err(Fault::Refused(Errno::ENOTCONN));
         }
         let request = AdminRequest::OpenSession {
             volume: self.name.clone(),
@@ -146,8 +195,12 @@ impl Hub {
                 Ok(())
             }
             Ok(reply) => {
-                tracing::warn!(?reply, "no session");
-                Err(Fault::Refused(Errno::EIO))
+                tracing::debug!(?reply, "no session");
+                fails_because(|| match reply {
+                    AdminReply::Refused { message } => format!("no session: {message}"),
+                    other => format!("no session, but {other:?}"),
+                });
+                Err(Fault::Refused(Errno::ENOTCONN))
             }
             Err(_) => Err(Fault::Refused(Errno::ENOTCONN)),
         }

@@ -90,6 +90,8 @@ pub(crate) struct Scripted {
     pub(crate) stages: Mutex<Vec<(NodeId, Stage, usize)>>,
     /// Answers to stages.
     pub(crate) stage_result: Mutex<Result<(), Fault>>,
+    /// Identity and state of the volume; none: there is no such.
+    pub(crate) record: Mutex<Option<(VolumeId, VolumeState)>>,
     /// Nothing is answered, not even by the control plane.
     pub(crate) dark: Mutex<bool>,
 }
@@ -131,11 +133,12 @@ impl Scripted {
             mark: Mutex::default(),
             stages: Mutex::default(),
             stage_result: Mutex::new(Ok(())),
+            record: Mutex::new(Some((VolumeId(7), VolumeState::Started))),
             dark: Mutex::new(false),
         })
     }
 
-    fn volume(&self) -> VolumeInfo {
+    fn volume(&self, id: VolumeId, state: VolumeState) -> VolumeInfo {
         let brick = |set: u32, brick: u128| BrickInfo {
             id: BrickId(u128::from(set) * 10 + brick),
             node: NodeId(1),
@@ -143,10 +146,10 @@ impl Scripted {
             path: "/brick".to_owned(),
         };
         VolumeInfo {
-            id: VolumeId(7),
+            id,
             name: "vol".to_owned(),
             kind: SetKind::Replicate { copies: 3 },
-            state: VolumeState::Started,
+            state,
             layout: Layout::even(self.sets),
             sets: (0..self.sets)
                 .map(|set| (1..4).map(|number| brick(set, number)).collect())
@@ -158,6 +161,14 @@ impl Scripted {
     }
 
     fn admin(&self, request: &AdminRequest) -> Option<AdminReply> {
+        let Some((id, state)) = *self.record.lock() else {
+            let message = "Volume vol does not exist".to_owned();
+            return Some(AdminReply::Refused { message });
+        };
+        if state != VolumeState::Started && matches!(request, AdminRequest::OpenSession { .. }) {
+            let message = "Volume vol is not started".to_owned();
+            return Some(AdminReply::Refused { message });
+        }
         match request {
             AdminRequest::Layout { newer_than, .. } => {
                 let version = self
@@ -165,7 +176,7 @@ impl Scripted {
                     .fetch_add(u64::from(*newer_than == 0), Ordering::Relaxed);
                 // A long poll never ends here: views are looked up when they are needed.
                 (*newer_than == 0).then(|| AdminReply::Layout {
-                    volume: self.volume(),
+                    volume: self.volume(id, state),
                     views: self.views.lock().iter().cloned().map(Some).collect(),
                     nodes: [1, 2]
                         .map(|node| {

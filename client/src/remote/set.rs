@@ -14,13 +14,13 @@ use mortar_protocol::frame::{Frame, FrameError};
 use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex};
 use mortar_protocol::transport::Lost;
 use mortar_protocol::view::View;
-use mortar_protocol::watch::{Wait, fails_because, waits_for};
+use mortar_protocol::watch::{Wait, current, fails_because, waits_for};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 
 use super::book::Book;
-use super::hub::Hub;
+use super::hub::{Hub, Service};
 use super::marks::{Marks, Told};
 use super::numbers::Numbers;
 use super::within;
@@ -31,6 +31,11 @@ const TRY: Duration = Duration::from_secs(10);
 const AWAY: Duration = Duration::from_secs(2);
 /// A call to a set that answers other calls is given up after so many frame timeouts.
 const PATIENCE: u32 = 4;
+/// While the volume is not in service, a call waits for so many looks at its record, the second of which began after
+/// the call did ...
+const LOOKS: u32 = 2;
+/// ... each for so long at most.
+const LOOK: Duration = Duration::from_millis(500);
 /// Pauses between tries, from and to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(200));
 /// Time to tell a set that the session ends.
@@ -128,6 +133,8 @@ enum RequestRef<'a> {
 pub(super) struct Tries {
     started: Mono,
     pause: Duration,
+    /// Looks at the volume's record waited for while it is not in service.
+    looks: u32,
 }
 
 impl Tries {
@@ -135,6 +142,7 @@ impl Tries {
         Self {
             started,
             pause: PAUSE.0,
+            looks: 0,
         }
     }
 }
@@ -382,19 +390,7 @@ impl Set {
                 Err(Fault::Corrupt) if call.fop.is_read() => {
                     corrupt.push(target.brick);
                     let other = self.aim(call, &corrupt).map(|target| target.brick);
-                    tracing::error!(
-                        set = self.index.0,
-                        brick = %target.brick,
-                        other = ?other,
-                        fop = ?call.fop,
-                        "a brick cannot read its data"
-                    );
-                    if other.is_none() {
-                        fails_because(|| {
-                            format!("no member of set {} can read a block of it", self.index.0)
-                        });
-                        return Err(Fault::Corrupt);
-                    }
+                    self.unreadable(&call.fop, target.brick, other)?;
                 }
                 Err(fault) => {
                     self.heard(&Fop::StatFs, answer.mark, answer.flushed);
@@ -408,6 +404,36 @@ impl Set {
                 }
             }
         }
+    }
+
+    /// A brick could not read what `fop` asks for. Another member is asked, if there is one.
+    fn unreadable(&self, fop: &Fop, brick: BrickId, other: Option<BrickId>) -> Result<(), Fault> {
+        let set = self.index.0;
+        let what = match fop {
+            Fop::Read {
+                id,
+                shard,
+                offset,
+                len,
+                ..
+            } => format!(
+                "{len} bytes at offset {offset} of shard {shard} of gfid {}",
+                id.gfid_half()
+            ),
+            other => format!("what {} asks for", other.name()),
+        };
+        let Some(other) = other else {
+            fails_because(|| {
+                format!("no member of set {set} can read {what}; brick {brick} was asked last")
+            });
+            return Err(Fault::Corrupt);
+        };
+        let told = format!("brick {brick} of set {set} cannot read {what}; brick {other} is asked");
+        match current() {
+            Some(flight) => flight.remark(&told),
+            None => tracing::error!("{told}"),
+        }
+        Ok(())
     }
 
     /// Where the request goes now, filled into it.
@@ -457,8 +483,12 @@ impl Set {
     /// Waits for another view, or a little while. `lost`: no answer came (else the set said that it does not serve).
     ///
     /// # Errors
-    /// ENOTCONN if the request has waited long enough.
+    /// ENOTCONN if the request has waited long enough, or the volume is not in service.
     pub(super) async fn pause(&self, tries: &mut Tries, lost: bool) -> Result<(), Fault> {
+        let service = self.hub.service();
+        if service != Service::Started {
+            return self.out_of_service(tries, service).await;
+        }
         let left = self.left(tries, lost);
         if left.is_zero() {
             self.inner.lock().away = true;
@@ -479,6 +509,25 @@ impl Set {
             drop(rest);
         }
         Ok(())
+    }
+
+    /// The volume is stopped or gone, unless a look at its record says that it has been started meanwhile.
+    async fn out_of_service(&self, tries: &mut Tries, service: Service) -> Result<(), Fault> {
+        if service == Service::Replaced || tries.looks >= LOOKS {
+            fails_because(|| service.why().to_owned());
+            return Err(Fault::Refused(Errno::ENOTCONN));
+        }
+        tries.looks += 1;
+        waits_for(Wait::Serving(self.index.0));
+        let looked = std::pin::pin!(self.hub.looked.notified());
+        self.hub.poke();
+        select(looked, self.hub.env.sleep(LOOK)).await;
+        Ok(())
+    }
+
+    /// Has everybody who waits look again.
+    pub(super) fn wake(&self) {
+        self.changed.notify_waiters();
     }
 
     /// Takes up a view if it is newer than the known one; says whether it was.

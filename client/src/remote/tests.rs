@@ -10,9 +10,10 @@ use mortar_protocol::fop::{
     Call, Change, Cut, Fop, InodeOp, LockKind, LockOutcome, LockRequest, Reply,
 };
 use mortar_protocol::ids::{
-    BrickId, InodeId, Mark, NodeId, Opening, Seq, SessionId, SetIndex, TxnId,
+    BrickId, InodeId, Mark, NodeId, Opening, Seq, SessionId, SetIndex, TxnId, VolumeId,
 };
 use mortar_protocol::transport::Lost;
+use mortar_protocol::view::VolumeState;
 use parking_lot::Mutex;
 
 use super::scripted::{Act, Scripted, TestEnv, view};
@@ -513,4 +514,45 @@ async fn a_lock_granted_around_a_claim_is_asked_for_again() {
     cluster.renew(&is_open).await;
     let mine = vec![(3, LockKind::Write, 0, 9)];
     assert_eq!(claims(&log).last(), Some(&(Opening(2), mine)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_of_a_stopped_or_deleted_volume_end_at_once_until_it_is_started_again() {
+    let serves = Arc::new(Mutex::new(true));
+    let told = serves.clone();
+    let (servers, cluster, env, _log) = cluster(move |_| match *told.lock() {
+        true => changed(),
+        false => Act::Fault(Fault::UnknownBrick),
+    })
+    .await;
+    let set = cluster.set(SetIndex(0));
+    make(&set).await.unwrap();
+    let (own, other) = (VolumeId(7), VolumeId(8));
+    let ends_soon = async |record: Option<(VolumeId, VolumeState)>| {
+        *servers.record.lock() = record;
+        *serves.lock() = false;
+        let begun = env.now();
+        let refused = make(&set).await;
+        assert_eq!(refused, Err(Fault::Refused(Errno::ENOTCONN)), "{record:?}");
+        let took = env.now().since(begun);
+        assert!(took < Duration::from_secs(2), "{record:?}: {took:?}");
+    };
+    let comes_back = async || {
+        *servers.record.lock() = Some((own, VolumeState::Started));
+        *serves.lock() = true;
+        make(&set).await.expect("it is started again");
+    };
+    ends_soon(Some((own, VolumeState::Stopped))).await;
+    comes_back().await;
+    ends_soon(None).await;
+    comes_back().await;
+    // Another volume of the name: nothing of it is ever shown.
+    ends_soon(Some((other, VolumeState::Started))).await;
+    *serves.lock() = true;
+    let refused = make(&set).await;
+    assert!(
+        refused.is_ok() || refused == Err(Fault::Refused(Errno::ENOTCONN)),
+        "{refused:?}"
+    );
+    assert_eq!(cluster.volume().id, own);
 }

@@ -130,8 +130,8 @@ pub struct Failure<'a> {
     pub op: Op,
     /// The name it is about, if any.
     pub name: Option<&'a Bytes>,
-    /// What its asker is told.
-    pub errno: Errno,
+    /// What its asker is told; nothing: it goes on, and a person should know of the cause all the same.
+    pub errno: Option<Errno>,
     /// Why, if somebody said so.
     pub cause: Option<&'a str>,
 }
@@ -184,10 +184,20 @@ impl Flight {
         let failure = Failure {
             op: self.op,
             name: self.name.as_ref(),
-            errno,
+            errno: Some(errno),
             cause: cause.as_deref(),
         };
         self.watch.tell(&failure);
+    }
+
+    /// Something went wrong that its asker is not told of, as it can go on.
+    pub fn remark(&self, cause: &str) {
+        self.watch.tell(&Failure {
+            op: self.op,
+            name: self.name.as_ref(),
+            errno: None,
+            cause: Some(cause),
+        });
     }
 
     /// Why it fails, if somebody said so.
@@ -496,7 +506,7 @@ mod tests {
         let name = Some(Bytes::from_static(b"n"));
         assert_eq!(
             told.recv().unwrap(),
-            (name, Errno::EIO, Some("no".to_owned()))
+            (name, Some(Errno::EIO), Some("no".to_owned()))
         );
         assert!(watch.in_flight().is_empty());
         let stats = watch.stats();

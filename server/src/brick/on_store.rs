@@ -32,8 +32,8 @@ fn read_fault(err: &ReadError) -> Fault {
 
 /// Another member may have it; a person should know of it all the same.
 fn log_unreadable(brick: BrickId, object: Object, offset: u64, len: usize, error: &ReadError) {
-    let (file, shard) = (object.id, object.shard);
-    tracing::error!(%brick, %file, shard, offset, len, %error, "data cannot be read");
+    let (inode, shard, gfid) = (object.id.0, object.shard, object.id.gfid_half());
+    tracing::error!(%brick, gfid, inode, shard, offset, len, %error, "data cannot be read");
 }
 
 impl LogReader for Store {

@@ -325,8 +325,16 @@ impl State {
         }
         let volume = self.changed(name)?;
         volume.info.state = VolumeState::Stopped;
-        volume.sessions.clear();
-        Ok(Outcome::Done)
+        let clients = std::mem::take(&mut volume.sessions).len();
+        Ok(match clients {
+            0 => Outcome::Done,
+            1 => Outcome::Notes(vec![format!(
+                "1 client has {name} mounted: its calls end with ENOTCONN until {name} is started again"
+            )]),
+            _ => Outcome::Notes(vec![format!(
+                "{clients} clients have {name} mounted: their calls end with ENOTCONN until {name} is started again"
+            )]),
+        })
     }
 
     fn delete(&mut self, name: &str) -> Result<Outcome, String> {

@@ -161,6 +161,13 @@ impl FileDevice {
         Self::from_file(&path, file, engine)
     }
 
+    /// Opens the brick at a path for reading although a daemon has it open: what is read changes meanwhile.
+    pub fn open_in_use(path: &Path, engine: &Arc<Engine>) -> Result<Self, TargetError> {
+        let path = brick_path(path)?;
+        let file = File::open(&path).map_err(io_error(&path))?;
+        Self::from_file(&path, file, engine)
+    }
+
     fn create_in_directory(
         dir: &Path,
         options: &CreateOptions,

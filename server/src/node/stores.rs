@@ -184,8 +184,8 @@ impl Stores for FileStores {
         let path = Path::new(&brick.path);
         let fail = |why: String| failure(path, &why);
         // Looked at before anything is written there: it may be another's.
-        let (device, found) = self.take_brick(brick)?;
-        let found = found.block;
+        let (device, mut stored) = self.take_brick(brick)?;
+        let found = stored.block.clone();
         if found.brick != brick.id || found.volume != volume.id || found.set != set {
             return Err(fail(format!(
                 "holds brick {} of volume '{}', not brick {} of '{}'",
@@ -198,6 +198,12 @@ impl Stores for FileStores {
         if found.deleted {
             let name = found.volume_name;
             return Err(fail(format!("volume '{name}' of this brick was deleted")));
+        }
+        if found.shard_size != volume.shard_size {
+            // Chosen after the brick was formatted, before the first start: who reads the brick without a daemon has
+            // to know it.
+            let noted = stored.update(&device, |block| block.shard_size = volume.shard_size);
+            noted.map_err(|error| fail(error.to_string()))?;
         }
         let store = Store::open(Arc::new(device)).map_err(|error| fail(error.to_string()))?;
         Ok(Box::new(store))

@@ -8,6 +8,7 @@ use mortar_protocol::ids::{Epoch, Pos, Seq};
 use super::overlay::Overlay;
 use crate::device::{Device, Engine, FileDevice, TargetError};
 use crate::store::{OpenError, Store};
+use crate::superblock::Stored;
 
 /// Why a device cannot be looked into.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +82,24 @@ impl Brick {
     ) -> Result<Self, LookError> {
         let device = FileDevice::open_read_only(path, engine)?;
         Self::on(path, Arc::new(device), upto)
+    }
+
+    /// Opens a brick that a daemon has open, as of its last checkpoint: what is in its log is left out.
+    pub(super) fn of_checkpoint(path: &Path, engine: &Arc<Engine>) -> Result<Self, LookError> {
+        let device: Arc<dyn Device> = Arc::new(FileDevice::open_in_use(path, engine)?);
+        let fail = |error| LookError::Open {
+            path: path.to_owned(),
+            error,
+        };
+        let found = Stored::load(&*device, false).map_err(|error| fail(error.into()))?;
+        let log = found.block.geometry.wal;
+        let still = Overlay::with_blank(device, log.offset..log.end());
+        let store = Store::open(still).map_err(fail)?;
+        Ok(Self {
+            path: path.to_owned(),
+            at: store.head(),
+            store,
+        })
     }
 
     pub(super) fn on(

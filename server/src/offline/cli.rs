@@ -1,21 +1,26 @@
 //! The command line of `mortard brick`.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use mortar_protocol::attr::{FileKind, Time};
 use serde_json::json;
 
 use super::brick::{Brick, LookError, Upto};
-use super::check::check;
+use super::check::{Report, check};
 use super::export::export;
 use super::info;
 use super::volume::{FileError, Found, Node, PIECE, Volume};
-use crate::device::Engine;
+use super::wipe::{WipeError, wipe};
+use crate::device::{Engine, TargetError};
 
-/// Looks into bricks without a running daemon. Devices are only read.
+/// Looks at a brick in use that changes meanwhile.
+const LOOKS: u32 = 3;
+
+/// Looks into bricks without a running daemon. Devices are only read, except by `wipe`.
 #[derive(Parser, Debug)]
 #[command(name = "mortard brick", bin_name = "mortard brick", version)]
 pub struct Args {
@@ -33,7 +38,7 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Reads everything on bricks and verifies it
+    /// Reads everything on bricks and verifies it; of a brick in use, what its last checkpoint holds
     Check {
         #[command(flatten)]
         bricks: Bricks,
@@ -59,14 +64,29 @@ enum Command {
     },
     /// Copies files out, with owners, modes, times, attributes, holes and hard links
     Export {
-        #[command(flatten)]
-        bricks: Bricks,
+        /// Bricks' directories, files or block devices, one of each set; and, last, where to: a new or empty
+        /// directory (or, for one file, its new name)
+        #[arg(required = true, value_names = ["DEVICE", "DIR"])]
+        devices: Vec<PathBuf>,
+        /// Show the state after this entry of the log (SEQ or EPOCH.SEQ) instead of the newest
+        #[arg(long)]
+        upto: Option<Upto>,
         /// Path within the volume
         #[arg(long, default_value = "/")]
         path: String,
-        /// Where to: a new or empty directory (or, for one file, its new name)
+        /// Where to, if it is not the last word
         #[arg(long)]
-        to: PathBuf,
+        to: Option<PathBuf>,
+    },
+    /// Frees the space of bricks of deleted volumes: removes the file in a brick's directory, empties a file, discards
+    /// what is on a block device
+    Wipe {
+        /// A brick's directory, file or block device
+        #[arg(required = true, value_name = "DEVICE")]
+        devices: Vec<PathBuf>,
+        /// Also a brick whose volume was not deleted
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -87,6 +107,10 @@ enum Failure {
     Look(#[from] LookError),
     #[error("{0}")]
     File(#[from] FileError),
+    #[error("{0}")]
+    Wipe(#[from] WipeError),
+    #[error("say where to: export DEVICE... DIR")]
+    NoTarget,
     #[error("{0}")]
     Output(#[from] io::Error),
 }
@@ -127,7 +151,7 @@ pub fn execute_args(args: Args, out: &mut dyn Write, err: &mut dyn Write) -> Res
 fn execute(command: Command, out: &mut dyn Write, err: &mut dyn Write) -> Result<bool, Failure> {
     match command {
         Command::Info { bricks, json } => show_info(bricks.open()?, json, out),
-        Command::Check { bricks } => show_check(bricks.open()?, out),
+        Command::Check { bricks } => show_check(&bricks, out),
         Command::Ls {
             bricks,
             path,
@@ -151,8 +175,20 @@ fn execute(command: Command, out: &mut dyn Write, err: &mut dyn Write) -> Result
             cat(&volume, &path, out)?;
             Ok(true)
         }
-        Command::Export { bricks, path, to } => {
-            let volume = bricks.volume(err)?;
+        Command::Export {
+            mut devices,
+            upto,
+            path,
+            to,
+        } => {
+            let to = match to {
+                Some(to) => to,
+                None => devices.pop().ok_or(Failure::NoTarget)?,
+            };
+            if devices.is_empty() {
+                return Err(Failure::NoTarget);
+            }
+            let volume = Bricks { devices, upto }.volume(err)?;
             let node = volume.resolve(&path)?;
             let summary = export(&volume, &node, &to);
             for line in &summary.problems {
@@ -172,6 +208,12 @@ fn execute(command: Command, out: &mut dyn Write, err: &mut dyn Write) -> Result
                 summary.problems.len()
             )?;
             Ok(summary.problems.is_empty() && summary.lost.is_empty())
+        }
+        Command::Wipe { devices, force } => {
+            for path in &devices {
+                writeln!(out, "{}", wipe(path, force)?)?;
+            }
+            Ok(true)
         }
     }
 }
@@ -222,12 +264,21 @@ fn show_info(bricks: Vec<Brick>, as_json: bool, out: &mut dyn Write) -> Result<b
     Ok(true)
 }
 
-fn show_check(bricks: Vec<Brick>, out: &mut dyn Write) -> Result<bool, Failure> {
+fn show_check(bricks: &Bricks, out: &mut dyn Write) -> Result<bool, Failure> {
+    let engine = Engine::with_threads();
     let mut sound = true;
-    for brick in bricks {
-        let report = check(&brick.store);
+    for path in &bricks.devices {
+        let shown = path.display();
+        let report = match Brick::open(path, bricks.upto, &engine) {
+            Ok(brick) => check(&brick.store),
+            Err(LookError::Target(in_use @ TargetError::InUse { .. })) => {
+                writeln!(out, "{in_use}: its last checkpoint is judged, not its log")?;
+                check_in_use(path, &engine)?
+            }
+            Err(error) => return Err(error.into()),
+        };
         for problem in &report.problems {
-            writeln!(out, "{}: {problem}", brick.path.display())?;
+            writeln!(out, "{shown}: {problem}")?;
         }
         let verdict = match report.count {
             0 => "sound".to_owned(),
@@ -235,8 +286,7 @@ fn show_check(bricks: Vec<Brick>, out: &mut dyn Write) -> Result<bool, Failure> 
         };
         writeln!(
             out,
-            "{}: {} records, {} blocks of data ({}), {} entries to be applied: {verdict}",
-            brick.path.display(),
+            "{shown}: {} records, {} blocks of data ({}), {} entries to be applied: {verdict}",
             report.records,
             report.blocks,
             info::size(report.blocks * 4096),
@@ -245,6 +295,37 @@ fn show_check(bricks: Vec<Brick>, out: &mut dyn Write) -> Result<bool, Failure> 
         sound &= report.count == 0;
     }
     Ok(sound)
+}
+
+/// Checks a brick that a daemon has open. A checkpoint that is made meanwhile lets go of what the one before refers
+/// to: then only problems count that several looks have in common.
+fn check_in_use(path: &Path, engine: &Arc<Engine>) -> Result<Report, LookError> {
+    let mut before: Option<Report> = None;
+    for look in 1.. {
+        let found = Brick::of_checkpoint(path, engine).and_then(|brick| {
+            let report = check(&brick.store);
+            let now = Brick::of_checkpoint(path, engine)?;
+            Ok((report, now.store.applied() == brick.store.applied()))
+        });
+        let (mut report, still) = match found {
+            Ok(found) => found,
+            Err(error) if look >= LOOKS => return Err(error),
+            Err(_) => continue,
+        };
+        if report.count == 0 || still {
+            return Ok(report);
+        }
+        if let Some(before) = &before {
+            let common = |problem: &String| before.problems.contains(problem);
+            report.problems.retain(common);
+            report.count = report.problems.len() as u64;
+        }
+        if look >= LOOKS || report.count == 0 {
+            return Ok(report);
+        }
+        before = Some(report);
+    }
+    Ok(before.unwrap_or_default())
 }
 
 fn cat(volume: &Volume, path: &str, out: &mut dyn Write) -> Result<(), Failure> {

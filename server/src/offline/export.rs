@@ -123,12 +123,11 @@ impl Export<'_> {
         let file = how.write(true).create_new(true).mode(0o600).open(target)?;
         file.set_len(node.attr.size)?;
         self.summary.files += 1;
-        let (mut at, mut found) = (0, 0);
+        let mut at = 0;
         loop {
             match self.volume.next_data(node, at) {
                 Ok(Some((start, end))) => {
                     self.copy(node, &file, target, start, end)?;
-                    found += (end - start).next_multiple_of(BLOCK);
                     at = end;
                 }
                 Ok(None) => break,
@@ -138,16 +137,19 @@ impl Export<'_> {
                 }
             }
         }
-        if node.inode.sharded && found < node.attr.blocks.saturating_mul(512) && self.has_gaps() {
-            self.problem(target, "parts of it may lie on bricks of other sets");
+        if node.inode.sharded {
+            match self.volume.allocated(node) {
+                Ok(found) if found < node.attr.blocks.saturating_mul(512) => {
+                    self.problem(
+                        target,
+                        "parts of it lie on bricks of sets that are not given",
+                    );
+                }
+                Ok(_) => {}
+                Err(error) => self.problem(target, error),
+            }
         }
         Ok(())
-    }
-
-    /// Whether the given sets are not numbered without a gap from 0; that all are given cannot be known.
-    fn has_gaps(&self) -> bool {
-        let sets = &self.volume.sets;
-        sets.len() == 1 || !(0..sets.len() as u32).eq(sets.keys().copied())
     }
 
     fn copy(

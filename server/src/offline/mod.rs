@@ -1,5 +1,5 @@
 //! `mortard brick`: looking into bricks without a running cluster. Devices are only read; their logs are replayed in
-//! memory, over a private overlay.
+//! memory, over a private overlay. (`wipe` alone writes: it frees what a deleted volume left.)
 
 mod brick;
 mod check;
@@ -11,6 +11,7 @@ mod records;
 #[cfg(test)]
 mod tests;
 mod volume;
+mod wipe;
 
 pub use check::{Report, check};
 pub use cli::{Args, execute_args, run};

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,15 +18,33 @@ const MAX_CHANGED: usize = 1 << 30;
 /// A device that can be written although what is below it is only read.
 pub(super) struct Overlay {
     base: Arc<dyn Device>,
+    /// This part of the device is shown as zeros.
+    blank: Range<u64>,
     changed: Mutex<BTreeMap<u64, Box<[u8; PAGE as usize]>>>,
 }
 
 impl Overlay {
     pub(super) fn new(base: Arc<dyn Device>) -> Arc<Self> {
+        Self::with_blank(base, 0..0)
+    }
+
+    /// The same, with a part of the device shown as zeros.
+    pub(super) fn with_blank(base: Arc<dyn Device>, blank: Range<u64>) -> Arc<Self> {
         Arc::new(Self {
             base,
+            blank,
             changed: Mutex::new(BTreeMap::new()),
         })
+    }
+
+    fn read_base(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.base.read_at(offset, buf)?;
+        let from = self.blank.start.max(offset);
+        let to = self.blank.end.min(offset + buf.len() as u64);
+        if from < to {
+            buf[(from - offset) as usize..(to - offset) as usize].fill(0);
+        }
+        Ok(())
     }
 
     /// The contents of a page before it is changed for the first time.
@@ -33,7 +52,7 @@ impl Overlay {
         let mut data = Box::new([0; PAGE as usize]);
         let start = page * PAGE;
         let len = PAGE.min(self.base.len().saturating_sub(start)) as usize;
-        self.base.read_at(start, &mut data[..len])?;
+        self.read_base(start, &mut data[..len])?;
         Ok(data)
     }
 }
@@ -44,7 +63,7 @@ impl Device for Overlay {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.base.read_at(offset, buf)?;
+        self.read_base(offset, buf)?;
         let Some(last) = (buf.len() as u64).checked_sub(1) else {
             return Ok(());
         };

@@ -139,7 +139,7 @@ impl Volume {
             let inode: Inode = decode(&value).map_err(|_| FileError::DamagedRecord)?;
             let mut attr = inode.attr(id, None);
             if inode.is_dir() {
-                self.merge_parts(&inode, &mut attr)?;
+                self.merge_parts(*set, &inode, &mut attr)?;
             }
             return Ok(Node {
                 attr,
@@ -150,18 +150,32 @@ impl Volume {
         Err(FileError::Elsewhere(id))
     }
 
-    /// Adds what the sets know of a directory.
-    fn merge_parts(&self, inode: &Inode, attr: &mut Attr) -> Result<(), FileError> {
+    /// Adds what the sets know of a directory; `set` has its inode.
+    fn merge_parts(&self, set: u32, inode: &Inode, attr: &mut Attr) -> Result<(), FileError> {
         let id = attr.gfid.id;
         attr.size = 0;
-        for set in self.sets.keys() {
-            if let Some(value) = self.record(*set, &part_key(id))? {
+        let (mut changed, mut own, mut others) = (None, 0, 0u64);
+        for found in self.sets.keys() {
+            if let Some(value) = self.record(*found, &part_key(id))? {
                 let part: DirPart = decode(&value).map_err(|_| FileError::DamagedRecord)?;
                 let merged = inode.attr(id, Some(&part));
                 attr.size = attr.size.saturating_add(part.entries);
                 attr.nlink = attr.nlink.saturating_add(merged.nlink.saturating_sub(2));
-                attr.mtime = attr.mtime.max(merged.mtime);
+                if part.change > 0 {
+                    changed = changed.max(Some(part.mtime));
+                }
+                match *found == set {
+                    true => own = part.change,
+                    false => others = others.wrapping_add(part.change),
+                }
             }
+        }
+        // A time set by hand holds until any part changes.
+        let holds = inode.hand.is_some_and(|hand| {
+            hand.own == own && hand.others.is_none_or(|counted| counted == others)
+        });
+        if let Some(changed) = changed.filter(|_| !holds) {
+            attr.mtime = changed;
         }
         Ok(())
     }
@@ -259,6 +273,27 @@ impl Volume {
             };
         }
         Ok(None)
+    }
+
+    /// Bytes of the blocks that a file takes on the given bricks.
+    pub(super) fn allocated(&self, node: &Node) -> Result<u64, FileError> {
+        let (mut shard, mut blocks) = (Some(0), 0);
+        while let Some(number) = shard {
+            let object = Object {
+                id: node.attr.gfid.id,
+                shard: number,
+            };
+            for set in self.sets_of(node, number) {
+                let brick = self.sets.get(&set).and_then(|bricks| bricks.first());
+                if let Some(brick) = brick {
+                    let at = brick.at.seq;
+                    let taken = brick.store.allocated(object, 0, u64::MAX, at)?;
+                    blocks += taken;
+                }
+            }
+            shard = self.next_shard(node, number)?;
+        }
+        Ok(blocks * BLOCK)
     }
 
     /// The next shard behind `shard` of which any set has data.

@@ -205,7 +205,10 @@ async fn a_volume_is_created_started_and_shown() {
         volume: "v".to_owned(),
         force: false,
     };
-    assert_eq!(world.ask(stop).await, AdminReply::Done);
+    let AdminReply::Notes(notes) = world.ask(stop).await else {
+        panic!("nobody is told of the client")
+    };
+    assert!(notes[0].starts_with("1 client has v mounted"), "{notes:?}");
     assert!(world.host.open.lock().is_empty());
 }
 

@@ -1,0 +1,135 @@
+//! A volume filled to its last block by the programs people fill volumes with, from two mounts at once.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use mortar_tests::real::{Daemon, Kind, Mount, tool};
+
+const FULL: &str = "No space left on device";
+/// What the metadata tree may have grown by: it takes space in pieces, and gives back those at its end only.
+const TREE: u64 = 2 << 20;
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("text")
+}
+
+/// Free bytes, as df counts them.
+fn free(mount: &Mount) -> u64 {
+    let space = rustix::fs::statvfs(mount.path()).expect("statvfs");
+    space.f_bfree * space.f_frsize
+}
+
+/// What the mounts logged last.
+fn log_of(daemon: &Daemon) -> String {
+    tool::tail(&fs::read(daemon.dir().join("mount.log")).unwrap_or_default())
+}
+
+/// Runs a program that is to fail for want of space, and to say so.
+fn runs_out(daemon: &Daemon, mount: &Mount, words: &[&str]) {
+    let (dir, what) = (mount.path(), words[0]);
+    let out = Command::new(words[0])
+        .args(&words[1..])
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program (tests/run installs it)");
+    let said = format!("{}{}", tool::tail(&out.stdout), tool::tail(&out.stderr));
+    assert!(!out.status.success(), "{what} noticed nothing: {said}");
+    assert!(
+        said.contains(FULL),
+        "{what} says: {said}\n{}",
+        log_of(daemon)
+    );
+}
+
+fn fill_with_everything(daemon: &Daemon, one: &Mount, two: &Mount, source: &Path) {
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let words = ["dd", "if=/dev/zero", "of=by-dd", "bs=1M"];
+            runs_out(daemon, one, &words);
+        });
+        scope.spawn(|| {
+            for copy in ["copy1", "copy2"] {
+                let words = ["cp", "--sparse=never", path(source), copy];
+                let out = Command::new(words[0])
+                    .args(&words[1..])
+                    .current_dir(two.path())
+                    .output()
+                    .expect("cp");
+                if !out.status.success() {
+                    let said = tool::tail(&out.stderr);
+                    assert!(said.contains(FULL), "cp says: {said}\n{}", log_of(daemon));
+                    return;
+                }
+            }
+            panic!("two copies fit");
+        });
+    });
+    // What is left, in small pieces; then nothing more.
+    let fio = [
+        "fio",
+        "--name=rest",
+        "--rw=write",
+        "--bs=4k",
+        "--size=300M",
+        "--fallocate=none",
+        "--ioengine=psync",
+    ];
+    runs_out(daemon, one, &fio);
+    runs_out(daemon, two, &["dd", "if=/dev/zero", "of=more", "bs=64k"]);
+    runs_out(
+        daemon,
+        one,
+        &["cp", "--sparse=never", path(source), "again"],
+    );
+}
+
+fn filled_and_emptied(kind: Kind) {
+    let daemon = Daemon::with_volume(kind, "256M");
+    let (one, two) = (Mount::new(&daemon, "vol"), Mount::new(&daemon, "vol"));
+    let source = daemon.dir().join("source");
+    let large = fs::File::create(&source).expect("create");
+    large.set_len(600 << 20).expect("truncate");
+    let before = free(&one);
+    for round in 0..2 {
+        fill_with_everything(&daemon, &one, &two, &source);
+        // A full volume is left by what frees, always.
+        let cut = fs::File::options()
+            .write(true)
+            .open(two.join("by-dd"))
+            .expect("open");
+        cut.set_len(10 << 20).expect("truncate");
+        drop(cut);
+        let freed = fs::write(one.join("small"), vec![1; 1 << 20]);
+        freed.unwrap_or_else(|error| panic!("round {round}, after truncate: {error}"));
+        for entry in fs::read_dir(one.path()).expect("list") {
+            fs::remove_file(entry.expect("entry").path()).expect("rm");
+        }
+        tool::wait_for("the space is back", Duration::from_secs(20), || {
+            let back = |mount: &Mount| free(mount) + TREE >= before && free(mount) <= before;
+            (back(&one) && back(&two)).then_some(())
+        });
+    }
+    // What is written now is as good as on the first day.
+    let mut data = Vec::new();
+    fs::File::open("/dev/urandom")
+        .and_then(|random| random.take(20 << 20).read_to_end(&mut data))
+        .expect("random bytes");
+    let mut file = fs::File::create(one.join("last")).expect("create");
+    file.write_all(&data).expect("write");
+    file.sync_all().expect("fsync");
+    assert!(fs::read(two.join("last")).expect("read") == data);
+}
+
+#[test]
+fn a_replicated_volume_is_filled_and_emptied_by_tools() {
+    filled_and_emptied(Kind::Replica(2));
+}
+
+#[test]
+fn a_plain_volume_is_filled_and_emptied_by_tools() {
+    filled_and_emptied(Kind::Plain);
+}
