@@ -91,10 +91,11 @@ impl Geometry {
             offset: AREA_ALIGN,
             len: ring - ring % RING_ALIGN,
         };
-        // 80 bytes describe a 64 KiB chunk; two slots for a tree of 1/10 of the brick.
+        // 80 bytes describe a 64 KiB chunk; two slots for a tree of 8/10 of the brick: a brick of small files may have more
+        // names than data, and the tree grows by doubling.
         let chunk_map = Region {
             offset: wal.end().next_multiple_of(AREA_ALIGN),
-            len: (size / 4096).next_multiple_of(AREA_ALIGN),
+            len: (size / 512).next_multiple_of(AREA_ALIGN),
         };
         let extents = Region {
             offset: chunk_map.end(),

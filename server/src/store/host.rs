@@ -180,10 +180,12 @@ impl Store {
         }
     }
 
-    /// Whether the tree has used up much of what is set aside for it, and there is nothing to replace it: the brick
-    /// then counts as full, and a checkpoint after every few entries lets the tree use its pages again.
+    /// Whether the tree has used up much of what is set aside for it, and there is nothing to replace it, or comes near
+    /// the end of its map: the brick then counts as full, and a checkpoint after every few entries lets the tree use its
+    /// pages again.
     pub(super) fn tree_is_short(&self, alloc: &Allocator) -> bool {
-        self.host.no_chunk && alloc.aside() < self.blocks_aside(alloc) / 2
+        let used_up = self.host.no_chunk && alloc.aside() < self.blocks_aside(alloc) / 2;
+        used_up || self.tree_is_crowded()
     }
 
     /// After a checkpoint: gives space back to the host, on a worker.

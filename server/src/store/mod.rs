@@ -10,6 +10,7 @@ mod log;
 mod pending;
 mod read;
 mod recover;
+mod room;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +43,7 @@ use pending::Pending;
 pub use pending::StagedBlock;
 use read::Reader;
 pub use recover::{FormatError, FormatParams, OpenError};
+use room::Room;
 
 /// Key of the store's own record.
 const META: &[u8] = b"M";
@@ -191,6 +193,7 @@ pub struct Store {
     damaged_log: bool,
     poisoned: Option<String>,
     host: Host,
+    room: Room,
 }
 
 /// Blocks that an entry's inline effects may need when they are applied.
@@ -490,6 +493,7 @@ impl Store {
         }
         self.finish_checkpoint()?;
         self.keep_stock();
+        self.watch_room();
         if self.checkpoint.is_some() {
             return Ok(());
         }
@@ -615,7 +619,7 @@ impl Store {
             }
             upto = held.entry.pos.seq;
         }
-        self.checkpoint_wanted |= short;
+        self.checkpoint_wanted |= short && self.since_checkpoint > 0;
         if upto < self.announced {
             if upto == self.applied.seq && !helps {
                 return match self.host_is_short() {

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::host::Host;
 use super::log::{Log, identity};
 use super::pending::Pending;
+use super::room::Room;
 use super::{KEPT, META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
 use crate::alloc::{Allocator, Run};
 use crate::device::Device;
@@ -108,7 +109,15 @@ impl Store {
         if !params.force && holds_anything(&**device)? {
             return Err(FormatError::HoldsData);
         }
-        let geometry = Geometry::for_size(device.len());
+        Self::format_as(device, params, Geometry::for_size(device.len()))
+    }
+
+    /// [`Store::format`] with a geometry of the caller's.
+    pub(super) fn format_as(
+        device: &Arc<dyn Device>,
+        params: &FormatParams,
+        geometry: Geometry,
+    ) -> Result<(), FormatError> {
         // Old superblocks go first, so that a format that is interrupted leaves no brick.
         device.write_at(0, &[0; 128 << 10])?;
         device.flush()?;
@@ -232,6 +241,7 @@ impl Store {
             damaged_log: log_damaged || damaged,
             poisoned: None,
             host: Host::default(),
+            room: Room::default(),
         };
         store.take_in(entries)?;
         store.keep_stock();

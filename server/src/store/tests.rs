@@ -18,6 +18,7 @@ use proptest::prelude::*;
 
 use super::{FormatParams, Store};
 use crate::device::{Device, Done};
+use crate::superblock::Geometry;
 
 /// A device in memory that keeps what a flush made durable apart from what was written.
 struct Memory {
@@ -226,6 +227,19 @@ impl Run {
             stage: 0,
             epoch: 1,
         }
+    }
+
+    /// A brick whose tree has a map of so many bytes, both slots together.
+    fn with_map(bytes: u64) -> Self {
+        let memory = Memory::new(SIZE);
+        let device: Arc<dyn Device> = memory.clone();
+        let mut geometry = Geometry::for_size(SIZE);
+        geometry.chunk_map.len = bytes;
+        Store::format_as(&device, &format_params(), geometry).unwrap();
+        let mut run = Self::new();
+        run.store = Store::open(device).unwrap();
+        run.memory = memory;
+        run
     }
 
     fn append(&mut self, effects: Vec<Effect>, body: Bytes, model: Model) {
@@ -714,4 +728,60 @@ fn a_batch_larger_than_the_trees_cache_is_applied() {
     ended
         .recv_timeout(std::time::Duration::from_secs(120))
         .expect("applied without a deadlock");
+}
+
+/// Records of 1 KiB under keys of their own.
+fn wide_records(from: u64, put: bool) -> Vec<Effect> {
+    let effect = |n: u64| {
+        let key = Bytes::from([&b"w"[..], &n.to_be_bytes()].concat());
+        match put {
+            true => Effect::Put {
+                key,
+                value: vec![n as u8; 1024].into(),
+            },
+            false => Effect::Del { key },
+        }
+    };
+    (from..from + 32).map(effect).collect()
+}
+
+#[test]
+fn a_tree_near_the_end_of_its_map_makes_the_brick_full_and_nothing_worse() {
+    // 12.75 MiB; the tree doubles to 8.5 MiB at most.
+    let mut run = Run::with_map(32 << 10);
+    let mut made = 0;
+    let free = run.store.space().free;
+    let change = |run: &mut Run, from: u64, put: bool| {
+        let model = run.states.last().unwrap().clone();
+        run.append(wide_records(from, put), Bytes::new(), model);
+        run.step(&Step::Announce);
+        assert_eq!(run.store.poisoned(), None, "after {from} records");
+    };
+    while run.store.space().free > 0 {
+        change(&mut run, made, true);
+        made += 32;
+        assert!(made < 40_000, "the tree has no end");
+    }
+    assert!(made >= 4_000, "full with {made} records");
+    // What was admitted before that was seen.
+    for _ in 0..32 {
+        change(&mut run, made, true);
+        made += 32;
+    }
+    run.reopen(run.memory.after_kill());
+    // The pages are counted first.
+    run.tick();
+    run.tick();
+    assert_eq!(run.store.space().free, 0);
+    for from in (0..made).step_by(32) {
+        change(&mut run, from, false);
+    }
+    for _ in 0..30 {
+        run.tick();
+    }
+    assert!(
+        run.store.space().free >= free - (16 << 20),
+        "removals free it"
+    );
+    change(&mut run, made, true);
 }

@@ -9,7 +9,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use mortar_protocol::limits::BLOCK;
 use parking_lot::Mutex;
@@ -53,6 +53,15 @@ struct Map {
     dirty: bool,
 }
 
+/// How far the tree reaches.
+#[derive(Default, Debug)]
+pub(super) struct Extent {
+    /// Bytes of its address space.
+    pub(super) len: AtomicU64,
+    /// Bytes written since the last flush.
+    pub(super) written: AtomicU64,
+}
+
 /// The backend.
 pub(super) struct ChunkBackend {
     device: Arc<dyn Device>,
@@ -60,6 +69,7 @@ pub(super) struct ChunkBackend {
     alloc: Arc<Mutex<Allocator>>,
     map: Mutex<Map>,
     failed: Arc<AtomicBool>,
+    extent: Arc<Extent>,
 }
 
 impl fmt::Debug for ChunkBackend {
@@ -93,6 +103,7 @@ impl ChunkBackend {
             alloc,
             map: Mutex::new(map),
             failed: Arc::default(),
+            extent: Arc::default(),
         }
     }
 
@@ -126,6 +137,10 @@ impl ChunkBackend {
             device,
             place,
             alloc,
+            extent: Arc::new(Extent {
+                len: AtomicU64::new(newest.len),
+                written: AtomicU64::new(0),
+            }),
             map: Mutex::new(newest),
             failed: Arc::default(),
         };
@@ -155,6 +170,11 @@ impl ChunkBackend {
     /// Set once any access has failed.
     pub(super) fn failed(&self) -> Arc<AtomicBool> {
         self.failed.clone()
+    }
+
+    /// How far it reaches, from now on.
+    pub(super) fn extent(&self) -> Arc<Extent> {
+        self.extent.clone()
     }
 
     fn write_map(&self, map: &mut Map) -> io::Result<()> {
@@ -257,15 +277,25 @@ impl ChunkBackend {
         chunk.crcs[within] = crc32fast::hash(data);
         map.chunks[at] = Some(chunk);
         map.dirty = true;
+        self.extent.written.fetch_add(BLOCK, Ordering::Relaxed);
         self.device
             .write_at(self.device_offset(&chunk, within as u64 * BLOCK), data)
     }
 
     fn guarded<T>(&self, result: io::Result<T>) -> io::Result<T> {
-        if result.is_err() {
-            self.failed.store(true, Ordering::SeqCst);
+        if let Err(error) = &result
+            && !self.failed.swap(true, Ordering::SeqCst)
+        {
+            tracing::error!(%error, "the metadata tree failed");
         }
         result
+    }
+}
+
+impl Place {
+    /// Bytes of address space that a map has room for.
+    pub fn capacity(&self) -> u64 {
+        self.slot.saturating_sub(HEADER as u64) / ENTRY as u64 * CHUNK
     }
 }
 
@@ -367,6 +397,7 @@ impl redb::StorageBackend for ChunkBackend {
             }
         }
         map.len = len;
+        self.extent.len.store(len, Ordering::Relaxed);
         map.dirty = true;
         Ok(())
     }
@@ -378,6 +409,7 @@ impl redb::StorageBackend for ChunkBackend {
         }
         drop(map);
         self.guarded(self.device.flush())?;
+        self.extent.written.store(0, Ordering::Relaxed);
         // A flush that failed elsewhere meanwhile may have been the one that knew of our pages.
         if self.failed.load(Ordering::SeqCst) {
             return Err(io::Error::other("the device has failed"));

@@ -11,13 +11,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+};
 
 use crate::alloc::Allocator;
 use crate::device::Device;
 
-use backend::ChunkBackend;
 pub use backend::{CHUNK, Place, mapped_chunks};
+use backend::{ChunkBackend, Extent};
 
 const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 /// redb's own cache; the page cache behind it is the real one.
@@ -38,11 +40,24 @@ fn failed(err: impl std::fmt::Display) -> TreeError {
     TreeError::Failed(err.to_string())
 }
 
+/// How far a tree reaches, in bytes of its address space. It grows by doubling.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Reach {
+    /// Its length, with what it does not use.
+    pub len: u64,
+    /// Most that the chunk map has room for: the tree fails if it wants more.
+    pub capacity: u64,
+    /// Written since the last checkpoint. Of so much there may be an older copy that is in use until the next.
+    pub written: u64,
+}
+
 /// The tree of one brick.
 pub struct Tree {
     db: Database,
     busy: AtomicBool,
     failed: Arc<AtomicBool>,
+    extent: Arc<Extent>,
+    capacity: u64,
     current: Mutex<Option<Arc<Snapshot>>>,
 }
 
@@ -71,7 +86,8 @@ impl Tree {
         place: Place,
         alloc: Arc<Mutex<Allocator>>,
     ) -> Result<Self, TreeError> {
-        let tree = Self::with_backend(ChunkBackend::create(device, place, alloc))?;
+        let backend = ChunkBackend::create(device, place, alloc);
+        let tree = Self::with_backend(backend, place.capacity())?;
         tree.checkpoint(|_| Ok(()))?;
         Ok(tree)
     }
@@ -85,13 +101,14 @@ impl Tree {
         place: Place,
         alloc: Arc<Mutex<Allocator>>,
     ) -> Result<Self, TreeError> {
-        let tree = Self::with_backend(ChunkBackend::open(device, place, alloc).map_err(failed)?)?;
+        let backend = ChunkBackend::open(device, place, alloc).map_err(failed)?;
+        let tree = Self::with_backend(backend, place.capacity())?;
         tree.snapshot()?;
         Ok(tree)
     }
 
-    fn with_backend(backend: ChunkBackend) -> Result<Self, TreeError> {
-        let failed_flag = backend.failed();
+    fn with_backend(backend: ChunkBackend, capacity: u64) -> Result<Self, TreeError> {
+        let (failed_flag, extent) = (backend.failed(), backend.extent());
         let db = guarded(|| {
             Database::builder()
                 .set_cache_size(CACHE)
@@ -102,6 +119,8 @@ impl Tree {
             db,
             busy: AtomicBool::new(false),
             failed: failed_flag,
+            extent,
+            capacity,
             current: Mutex::new(None),
         })
     }
@@ -114,6 +133,15 @@ impl Tree {
     /// The device has failed under another part of the brick: no checkpoint is completed any more, also one that runs.
     pub fn fail(&self) {
         self.failed.store(true, Ordering::SeqCst);
+    }
+
+    /// How far the tree reaches.
+    pub fn reach(&self) -> Reach {
+        Reach {
+            len: self.extent.len.load(Ordering::Relaxed),
+            capacity: self.capacity,
+            written: self.extent.written.load(Ordering::Relaxed),
+        }
     }
 
     /// Whether a checkpoint runs.
@@ -204,6 +232,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// Bytes of its pages. Reads all of them.
+    ///
+    /// # Errors
+    /// If the tree has failed.
+    pub fn bytes_in_use(&self) -> Result<u64, TreeError> {
+        guarded(|| {
+            let stats = self.table.stats().map_err(failed)?;
+            Ok(stats.stored_bytes() + stats.metadata_bytes() + stats.fragmented_bytes())
+        })
+    }
+
     /// The record under `key`.
     ///
     /// # Errors
