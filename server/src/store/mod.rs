@@ -151,6 +151,8 @@ struct Held {
     stages: Vec<StageAt>,
     weight: usize,
     blocks: u64,
+    /// Whether it gives blocks back.
+    frees: bool,
 }
 
 struct Checkpoint {
@@ -366,7 +368,9 @@ impl Store {
         let weight = Pending::weight(&entry);
         let blocks = blocks_needed(&entry);
         self.reserved += blocks;
+        let punches = |effect: &Effect| matches!(effect, Effect::Punch { .. });
         self.held.push_back(Held {
+            frees: entry.effects.iter().any(punches),
             entry,
             stages,
             weight,
@@ -785,6 +789,11 @@ impl Store {
         self.wal.trim(self.checkpointed, most);
     }
 
+    /// Whether there are removals that have not given back their space yet.
+    fn frees_soon(&self) -> bool {
+        self.held.iter().any(|held| held.frees)
+    }
+
     /// Starts a checkpoint at the next [`Store::poll`], unless one runs.
     pub fn want_checkpoint(&mut self) {
         self.checkpoint_wanted = true;
@@ -817,7 +826,7 @@ impl Store {
         };
         let need = count + cushion + self.reserved + kept;
         if free_now < need {
-            if free < need {
+            if free < need && !self.frees_soon() {
                 return done(Err(full()));
             }
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
@@ -825,7 +834,8 @@ impl Store {
             return done(Err(io::ErrorKind::WouldBlock.into()));
         }
         if !self.have_ready(count + self.reserved) {
-            if self.is_returning() {
+            if self.is_returning() || self.frees_soon() {
+                self.checkpoint_wanted |= !self.is_returning();
                 return done(Err(io::ErrorKind::WouldBlock.into()));
             }
             return done(Err(full()));

@@ -343,3 +343,13 @@ fn the_tree_has_chunks_when_data_has_fragmented_all_there_is() {
     assert_eq!(rig.store.applied(), rig.store.head());
     assert!(rig.store.space().free > 0);
 }
+
+#[test]
+fn bulk_data_waits_for_what_a_removal_before_it_gives_back() {
+    let mut rig = Rig::new(Some(1 << 40));
+    let written = rig.fill();
+    rig.checkpoint();
+    assert!(rig.write_staged(written / 64 + 1, 0, MIB).is_err());
+    rig.punch(0, 0, 8 * MIB);
+    rig.write_staged(written / 64 + 1, 0, MIB).unwrap();
+}
