@@ -333,7 +333,7 @@ fn a_full_volume_is_in_the_log_with_file_and_cause_but_not_a_thousand_times() {
     }
     tool::wait_for("the count of the others", Duration::from_secs(15), || {
         let log = mount_log(&daemon);
-        let more = log.contains("more calls of write ended with ENOSPC");
+        let more = log.contains("more calls of write in volume vol ended with ENOSPC");
         (more || log.contains("more since the last such line")).then_some(())
     });
 }
