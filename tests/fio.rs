@@ -28,12 +28,14 @@ fn job_files() -> Vec<PathBuf> {
     files
 }
 
-/// Runs a job file in a directory; panics with fio's words if it finds anything wrong.
-fn fio(dir: &Path, jobs: &Path, more: &[&str]) {
+/// Runs a job file in a directory; panics with fio's words if it finds anything wrong. What fio keeps of its own goes
+/// with the daemon's directory.
+fn fio(daemon: &Daemon, dir: &Path, jobs: &Path, more: &[&str]) {
     let (scale, shown) = (scale(), jobs.display());
     let out = Command::new("fio")
         .arg(format!("--directory={}", dir.display()))
-        .args(["--minimal", "--aux-path=/tmp"])
+        .arg("--minimal")
+        .arg(format!("--aux-path={}", daemon.dir().display()))
         .args(more)
         .arg(jobs)
         .env("SIZE", format!("{scale}M"))
@@ -61,12 +63,12 @@ fn what_jobs_write_is_verified_again_after_a_remount_and_a_restart() {
     };
     for jobs in &files {
         fs::create_dir(dir(jobs)).expect("mkdir");
-        fio(&dir(jobs), jobs, &[]);
+        fio(&daemon, &dir(jobs), jobs, &[]);
     }
     mount.umount();
     mount.mount(&daemon, "vol", "");
     for jobs in &files {
-        fio(&dir(jobs), jobs, &["--verify_only"]);
+        fio(&daemon, &dir(jobs), jobs, &["--verify_only"]);
     }
     daemon.kill();
     daemon.restart();
@@ -75,7 +77,7 @@ fn what_jobs_write_is_verified_again_after_a_remount_and_a_restart() {
     mount.umount();
     mount.mount(&daemon, "vol", "");
     for jobs in &files {
-        fio(&dir(jobs), jobs, &["--verify_only"]);
+        fio(&daemon, &dir(jobs), jobs, &["--verify_only"]);
     }
 }
 
@@ -95,11 +97,11 @@ fn a_file_is_larger_than_a_brick() {
     daemon.mortar_ok(&["volume", "start", "vol"]);
     let mount = Mount::new(&daemon, "vol");
     let jobs = tool::source_tree().join("benches/jobs/large.fio");
-    fio(mount.path(), &jobs, &[]);
+    fio(&daemon, mount.path(), &jobs, &[]);
     mount.umount();
     daemon.terminate();
     daemon.restart();
     daemon.wait_ready();
     mount.mount(&daemon, "vol", "");
-    fio(mount.path(), &jobs, &["--verify_only"]);
+    fio(&daemon, mount.path(), &jobs, &["--verify_only"]);
 }
