@@ -652,13 +652,9 @@ impl Brick {
         self.polled = self.now;
         let before = self.storage.applied();
         self.storage.keep_log(self.log.keeps_log());
-        let (log, sessions) = (&self.log, &mut self.sessions);
-        let polled = self
-            .storage
-            .poll(self.now, &mut |upto| match log.position(upto) {
-                Some(pos) => sessions.save(pos),
-                None => Vec::new(),
-            });
+        let mut extra = records(&self.log, &mut self.sessions);
+        let polled = self.storage.poll(self.now, &mut extra);
+        drop(extra);
         match polled {
             Ok(()) => {
                 let applied = self.storage.applied();
@@ -676,6 +672,17 @@ impl Brick {
             Some(_) => Fault::NotServing,
             None => Fault::NotPrimary(None),
         }
+    }
+}
+
+/// What goes into the tree with every batch: the sessions as of its end.
+pub(super) fn records<'a>(
+    log: &'a SetLog,
+    sessions: &'a mut Sessions,
+) -> impl FnMut(Seq) -> Vec<(Bytes, Option<Bytes>)> + 'a {
+    |upto| match log.position(upto) {
+        Some(pos) => sessions.save(pos),
+        None => Vec::new(),
     }
 }
 

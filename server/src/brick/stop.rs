@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mortar_protocol::report::BrickEvent;
 
-use super::state::{Brick, Life, lineage};
+use super::state::{Brick, Life, lineage, records};
 
 /// So long is waited until every member has flushed what this one holds, and all know it; and for what is to be appended
 /// and lacks its stage.
@@ -46,13 +46,9 @@ impl Brick {
         if self.life != Life::Settling {
             return;
         }
-        let (log, sessions) = (&self.log, &mut self.sessions);
-        let settled = self
-            .storage
-            .settle(self.now, &mut |upto| match log.position(upto) {
-                Some(pos) => sessions.save(pos),
-                None => Vec::new(),
-            });
+        let mut extra = records(&self.log, &mut self.sessions);
+        let settled = self.storage.settle(self.now, &mut extra);
+        drop(extra);
         match settled {
             Ok(false) => return,
             Ok(true) => {}

@@ -329,6 +329,25 @@ mod tests {
 
     const NODE: NodeId = NodeId(1);
 
+    /// A leader of a started volume, and what it tells its bricks.
+    async fn led(dir: &std::path::Path) -> (Arc<Control>, Arc<Told>, Leader) {
+        let control = started(dir).await;
+        let told = Arc::new(Told::default());
+        let leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        (control, told, leader)
+    }
+
+    /// All bricks start, and the view takes effect; gives the report that said so.
+    async fn make_whole(leader: &mut Leader, told: &Told) -> FromBrick {
+        let starts = (1..=3).map(|id| report(id, start_event())).collect();
+        leader.reports(starts, Mono(1)).await.unwrap();
+        let view = told.views(1).pop().unwrap();
+        let adopted = report(view.primary.0, BrickEvent::Adopted { epoch: view.epoch });
+        let reports = vec![adopted.clone()];
+        leader.reports(reports, Mono(2)).await.unwrap();
+        adopted
+    }
+
     async fn started(dir: &std::path::Path) -> Arc<Control> {
         let control = Arc::new(Control::open(dir).unwrap());
         let bricks = (1..=3)
@@ -390,9 +409,7 @@ mod tests {
     #[tokio::test]
     async fn a_set_opens_and_takes_effect() {
         let dir = tempfile::tempdir().unwrap();
-        let control = started(dir.path()).await;
-        let told = Arc::new(Told::default());
-        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let (control, told, mut leader) = led(dir.path()).await;
         let starts = (1..=3).map(|id| report(id, start_event())).collect();
         leader.reports(starts, Mono(1)).await.unwrap();
         let view = told.views(1).pop().unwrap();
@@ -417,29 +434,19 @@ mod tests {
     #[tokio::test]
     async fn a_primary_that_did_not_hear_that_its_view_took_effect_is_told_again() {
         let dir = tempfile::tempdir().unwrap();
-        let control = started(dir.path()).await;
-        let told = Arc::new(Told::default());
-        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
-        let starts = (1..=3).map(|id| report(id, start_event())).collect();
-        leader.reports(starts, Mono(1)).await.unwrap();
-        let view = told.views(1).pop().unwrap();
-        let adopted = report(view.primary.0, BrickEvent::Adopted { epoch: view.epoch });
-        leader
-            .reports(vec![adopted.clone()], Mono(2))
-            .await
-            .unwrap();
+        let (_, told, mut leader) = led(dir.path()).await;
+        let adopted = make_whole(&mut leader, &told).await;
+        let primary = adopted.brick.0;
         told.0.lock().clear();
         leader.reports(vec![adopted], Mono(3)).await.unwrap();
-        let again = told.views(view.primary.0);
+        let again = told.views(primary);
         assert!(again.last().is_some_and(|view| view.effective), "{again:?}");
     }
 
     #[tokio::test]
     async fn what_members_may_have_missed_is_sent_again() {
         let dir = tempfile::tempdir().unwrap();
-        let control = started(dir.path()).await;
-        let told = Arc::new(Told::default());
-        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let (control, told, mut leader) = led(dir.path()).await;
         let starts = (1..=3).map(|id| report(id, start_event())).collect();
         leader.reports(starts, Mono(1)).await.unwrap();
         told.0.lock().clear();
@@ -466,9 +473,7 @@ mod tests {
     #[tokio::test]
     async fn silent_sessions_end_everywhere_and_strangers_are_ignored() {
         let dir = tempfile::tempdir().unwrap();
-        let control = started(dir.path()).await;
-        let told = Arc::new(Told::default());
-        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let (control, told, mut leader) = led(dir.path()).await;
         for _ in 0..2 {
             let open = Command::OpenSession {
                 volume: "v".to_owned(),
@@ -493,9 +498,7 @@ mod tests {
     #[tokio::test]
     async fn changed_options_reach_the_bricks_once() {
         let dir = tempfile::tempdir().unwrap();
-        let control = started(dir.path()).await;
-        let told = Arc::new(Told::default());
-        let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
+        let (control, told, mut leader) = led(dir.path()).await;
         leader.changed();
         told.0.lock().clear();
         let set = Command::Set {
@@ -518,14 +521,8 @@ mod tests {
     async fn runs_of_before_a_stop_do_not_count_after_a_start() {
         for told_of_the_stop in [false, true] {
             let dir = tempfile::tempdir().unwrap();
-            let control = started(dir.path()).await;
-            let told = Arc::new(Told::default());
-            let mut leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
-            let starts = (1..=3).map(|id| report(id, start_event())).collect();
-            leader.reports(starts, Mono(1)).await.unwrap();
-            let view = told.views(1).pop().unwrap();
-            let adopted = report(view.primary.0, BrickEvent::Adopted { epoch: view.epoch });
-            leader.reports(vec![adopted], Mono(2)).await.unwrap();
+            let (control, told, mut leader) = led(dir.path()).await;
+            make_whole(&mut leader, &told).await;
             let (volume, force) = ("v".to_owned(), false);
             let stop = Command::Stop {
                 volume: volume.clone(),

@@ -119,11 +119,13 @@ fn a_volume_lives_as_recorded() {
         "Volume v has been started.Volume needs to be stopped before deletion.",
     );
     assert_eq!(state.apply(&session), Outcome::Session(SessionId(1)));
-    assert_eq!(state.apply(&stop), Outcome::Done);
+    let told = "1 client has v mounted: its calls end with ENOTCONN until v is started again";
+    let noted = Outcome::Notes(vec![told.to_owned()]);
+    assert_eq!(state.apply(&stop), noted);
     assert!(state.volume("v").unwrap().sessions.is_empty());
     assert_eq!(state.apply(&start(false)), Outcome::Done);
     assert_eq!(state.apply(&session), Outcome::Session(SessionId(2)));
-    assert_eq!(state.apply(&stop), Outcome::Done);
+    assert_eq!(state.apply(&stop), noted);
     assert_eq!(state.apply(&delete), Outcome::Done);
     refused(&state.apply(&delete), "Volume v does not exist");
 }
