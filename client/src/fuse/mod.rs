@@ -156,13 +156,14 @@ fn reply_xattr(reply: ReplyXattr, size: u32, result: Res<Bytes>) {
     }
 }
 
-/// Fills a listing through `add`, which says when there is no room, and gives back what did not fit.
+/// Fills a listing through `add`, which gets each entry and the age of its attributes and says when there is no room;
+/// gives back what did not fit.
 async fn list<B: Backend>(
     vfs: &Vfs<B>,
     (dir, handle): (InodeId, u64),
     offset: u64,
     plus: bool,
-    mut add: impl FnMut(&DirEntry) -> bool,
+    mut add: impl FnMut(&DirEntry, Duration) -> bool,
 ) -> Res<()> {
     let dot = |name: &'static [u8], inode: InodeId, offset| DirEntry {
         name: Bytes::from_static(name),
@@ -179,7 +180,8 @@ async fn list<B: Backend>(
         let (above, piece) = futures_util::future::join(vfs.dir_parent(dir), read).await;
         // A directory that was removed has nothing above it any more.
         let above = above.unwrap_or(dir);
-        if offset == 0 && add(&dot(b".", dir, 1)) || add(&dot(b"..", above, 2)) {
+        let (here, above) = (dot(b".", dir, 1), dot(b"..", above, 2));
+        if offset == 0 && add(&here, Duration::ZERO) || add(&above, Duration::ZERO) {
             return Ok(());
         }
         piece?
@@ -188,8 +190,9 @@ async fn list<B: Backend>(
     };
     let mut after = offset.max(2);
     let mut taken = 0;
+    let age = vfs.age(&piece);
     for entry in &piece.entries {
-        if add(entry) {
+        if add(entry, age) {
             break;
         }
         after = entry.offset;
@@ -540,7 +543,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
         let _entered = self.watched.enter(Kind::ReadDir, request, ino);
         let vfs = self.vfs.clone();
         self.spawn(async move {
-            let add = |entry: &DirEntry| {
+            let add = |entry: &DirEntry, _| {
                 let ino = INodeNo(entry.gfid.id.0);
                 let name = OsStr::from_bytes(&entry.name);
                 reply.add(ino, entry.offset, convert::kind(entry.kind), name)
@@ -566,7 +569,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
             let ttl = vfs.options().attr_ttl.min(vfs.options().entry_ttl);
             let merged = vfs.backend().is_distributed();
             let dir = id(ino);
-            let add = |entry: &DirEntry| {
+            let add = |entry: &DirEntry, age| {
                 if entry.kind == FileKind::Dir && entry.attr.is_some() {
                     watched.saw_dir(entry.gfid.id, dir, &entry.name);
                 }
@@ -575,7 +578,7 @@ impl<B: Backend> Filesystem for Adapter<B> {
                     Some(found) if merged && found.kind == FileKind::Dir => {
                         (Duration::ZERO, attr(found))
                     }
-                    Some(found) => (ttl, attr(found)),
+                    Some(found) => (ttl.saturating_sub(age), attr(found)),
                     None => (
                         Duration::ZERO,
                         convert::bare_attr(entry.gfid.id, entry.kind),
@@ -923,7 +926,7 @@ mod tests {
         let mut offset = 0;
         loop {
             let mut got = Vec::new();
-            let add = |entry: &DirEntry| {
+            let add = |entry: &DirEntry, _| {
                 let full = got.len() == room;
                 if !full {
                     got.push((entry.name.clone(), entry.offset));

@@ -99,6 +99,7 @@ impl<B: Backend> Core<B> {
             let (ops, time) = batch.operations();
             drop(batch);
             let result = self.backend.change(cred, node.id, ops, time, durable).await;
+            self.recent.has_changed();
             let now = self.now();
             let (bytes, drop_pages) = {
                 let mut state = node.state.lock();

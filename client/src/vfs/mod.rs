@@ -13,6 +13,7 @@ pub mod backend;
 mod file;
 mod flush;
 pub mod held;
+mod listing;
 mod lock;
 mod name;
 pub mod node;
@@ -43,8 +44,10 @@ pub use backend::{
     Backend, Changed, FileOp, Found, Listing, NewInode, Opened, RenameMode, Res, Space,
 };
 pub use file::{OpenFile, WriteHow};
+use listing::Fetched;
+pub use listing::Piece;
 pub use lock::Waiter;
-pub use name::{Entry, Piece};
+pub use name::Entry;
 use node::Node;
 use recent::Recent;
 
@@ -116,18 +119,9 @@ struct Handle {
     /// Who opened it.
     cred: Cred,
     ahead: Mutex<Ahead>,
-    listing: Mutex<Option<Buffered>>,
+    listing: Mutex<Fetched>,
     /// Owners that took locks through it.
     lockers: Mutex<BTreeSet<u64>>,
-}
-
-/// Entries of a listing that were fetched and not asked for yet.
-#[derive(Debug)]
-struct Buffered {
-    /// Offset behind which it begins.
-    after: u64,
-    plus: bool,
-    piece: Piece,
 }
 
 /// Files with held changes, for the timer.

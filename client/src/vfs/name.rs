@@ -5,19 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::attr::{Attr, Cred, FileKind};
-use mortar_protocol::env::Mono;
 use mortar_protocol::error::Errno;
-use mortar_protocol::fop::DirEntry;
 use mortar_protocol::ids::InodeId;
 use mortar_protocol::limits::{MAX_NAME, MAX_SYMLINK};
 
 use super::backend::{Backend, NewInode, RenameMode, Res};
-use super::{Buffered, Core, Vfs};
-
-/// How much of a listing is fetched at once, in bytes of encoded entries.
-const LISTING: u32 = 128 << 10;
-/// How long fetched entries may wait to be asked for.
-const LISTING_AGE: Duration = Duration::from_secs(1);
+use super::{Core, Vfs};
 
 /// A name's inode as the kernel is told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,16 +21,6 @@ pub struct Entry {
     pub attr_ttl: Duration,
     /// How long the name may be shown.
     pub entry_ttl: Duration,
-}
-
-/// Part of a listing.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Piece {
-    /// Entries in order of their offsets.
-    pub entries: Vec<DirEntry>,
-    /// Whether none come behind them.
-    pub end: bool,
-    at: Mono,
 }
 
 impl<B: Backend> Vfs<B> {
@@ -99,6 +82,7 @@ impl<B: Backend> Vfs<B> {
         let core = &self.0;
         let attr = core.backend.create(cred, parent, name.clone(), new).await?;
         core.recent.named(parent, &name, &attr);
+        core.recent.has_changed();
         core.outdated(parent);
         let attr = core.settled_attr(attr).await?;
         Ok(self.entry(attr, true))
@@ -160,6 +144,7 @@ impl<B: Backend> Vfs<B> {
         core.settle_id(id).await;
         let attr = core.backend.link(cred, id, parent, name.clone()).await?;
         core.recent.named(parent, &name, &attr);
+        core.recent.has_changed();
         core.outdated(parent);
         let attr = core.settled_attr(attr).await?;
         Ok(self.entry(attr, true))
@@ -184,65 +169,9 @@ impl<B: Backend> Vfs<B> {
             None => self.0.backend.parent(dir).await,
         }
     }
-
-    /// Entries with offsets above `after`, with attributes if `plus`: as many as are at hand or come with one
-    /// request. What the caller has no room for it gives back with [`Self::unread`].
-    ///
-    /// # Errors
-    ///
-    /// Those of the volume.
-    pub async fn readdir(&self, handle: u64, after: u64, plus: bool) -> Res<Piece> {
-        let core = &self.0;
-        let handle = core.handle(handle)?;
-        let now = core.now();
-        let buffered = handle.listing.lock().take();
-        let fits = |b: &Buffered| {
-            // The kernel often asks for attributes first and not again.
-            let enough = b.plus || !plus || b.piece.entries.is_empty();
-            b.after == after && enough && now.since(b.piece.at) <= LISTING_AGE
-        };
-        if let Some(buffered) = buffered.filter(fits) {
-            return Ok(buffered.piece);
-        }
-        let listing = core
-            .backend
-            .readdir(handle.node.id, after, LISTING, plus)
-            .await?;
-        let mut piece = Piece {
-            entries: listing.entries,
-            end: listing.end,
-            at: now,
-        };
-        if plus {
-            core.complete(&mut piece.entries).await;
-        }
-        Ok(piece)
-    }
-
-    /// Keeps the rest of a piece for the call that goes on behind offset `after`.
-    pub fn unread(&self, handle: u64, after: u64, plus: bool, piece: Piece) {
-        if piece.entries.is_empty() && !piece.end {
-            return;
-        }
-        if let Ok(handle) = self.0.handle(handle) {
-            *handle.listing.lock() = Some(Buffered { after, plus, piece });
-        }
-    }
 }
 
 impl<B: Backend> Core<B> {
-    /// Gives every entry the attributes to show; asks for those that did not come along. What is gone stays without.
-    async fn complete(&self, entries: &mut [DirEntry]) {
-        let missing = entries.iter_mut().filter_map(|entry| {
-            entry.attr = entry.attr.and_then(|attr| self.arrived(attr));
-            entry.attr.is_none().then_some(entry)
-        });
-        let asks = missing.map(|entry| async {
-            entry.attr = self.fetch_attr(entry.gfid.id).await.ok();
-        });
-        futures_util::future::join_all(asks).await;
-    }
-
     /// Before a name changes, what is held of its inode is sent. Gives the inode, where it is known.
     async fn settle_name(
         self: &Arc<Self>,

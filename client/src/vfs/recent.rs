@@ -1,6 +1,7 @@
 //! Small bounded memories of what was seen lately, for inodes that are not open.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use mortar_protocol::attr::{Attr, FileKind};
@@ -79,6 +80,7 @@ pub(super) struct Recent {
     facts: Mutex<Forgetful<InodeId, Fact>>,
     names: Mutex<Forgetful<(InodeId, Bytes), InodeId>>,
     parents: Mutex<Forgetful<InodeId, InodeId>>,
+    changes: AtomicU64,
 }
 
 impl Recent {
@@ -88,7 +90,18 @@ impl Recent {
             facts: Mutex::new(Forgetful::new(FACTS)),
             names: Mutex::new(Forgetful::new(NAMES)),
             parents: Mutex::new(Forgetful::new(NAMES)),
+            changes: AtomicU64::new(0),
         }
+    }
+
+    /// A count that differs after each change of this client: what was fetched before may show less than it did.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// This client changed something.
+    pub(super) fn has_changed(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     /// What is remembered of an inode.
@@ -106,6 +119,7 @@ impl Recent {
 
     /// A change of this client was answered: its pages follow if nobody else came between.
     pub(super) fn changed(&self, changed: &Changed, now: Mono) {
+        self.has_changed();
         let attr = &changed.attr;
         let mut facts = self.facts.lock();
         let pages = facts
@@ -141,6 +155,7 @@ impl Recent {
 
     /// Its attributes changed in a way not known here.
     pub(super) fn forget(&self, id: InodeId) {
+        self.has_changed();
         self.facts.lock().remove(&id);
     }
 
@@ -155,6 +170,7 @@ impl Recent {
 
     /// A name no longer leads there.
     pub(super) fn unnamed(&self, parent: InodeId, name: &Bytes) {
+        self.has_changed();
         self.names.lock().remove(&(parent, name.clone()));
     }
 

@@ -574,6 +574,67 @@ fn listings_continue_where_the_kernel_had_no_room() {
 }
 
 #[test]
+fn the_next_piece_of_a_listing_is_fetched_while_one_is_taken() {
+    run(async {
+        let rig = rig();
+        for name in ["a", "b", "c", "d", "e", "f", "g"] {
+            let (_, handle) = rig.create(name).await;
+            rig.vfs.drop_handle(handle);
+        }
+        let dir = rig.vfs.open_dir(root(), InodeId::ROOT);
+        rig.mem.log();
+        let first = rig.vfs.readdir(dir, 0, true).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        assert_eq!(rig.mem.log(), ["readdir", "readdir"]);
+        let after = first.entries.last().unwrap().offset;
+        let next = rig.vfs.readdir(dir, after, true).await.unwrap();
+        assert_eq!((next.entries.len(), next.end), (2, true));
+        assert_eq!(rig.vfs.age(&next), Duration::from_millis(10));
+        assert!(rig.mem.log().is_empty());
+        // Elsewhere, and late, it is asked for again.
+        rig.vfs.readdir(dir, 3, true).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        rig.vfs.readdir(dir, 8, true).await.unwrap();
+        assert_eq!(rig.mem.log().len(), 3);
+    });
+}
+
+#[test]
+fn a_listing_shows_what_this_client_changed_since_it_was_fetched() {
+    run(async {
+        let rig = rig();
+        let mut ids = Vec::new();
+        for name in ["a", "b", "c", "d", "e", "f", "g"] {
+            let (id, handle) = rig.create(name).await;
+            ids.push(id);
+            rig.vfs.drop_handle(handle);
+        }
+        let perm = |perm| SetAttr {
+            perm: Some(perm),
+            ..SetAttr::default()
+        };
+        let dir = rig.vfs.open_dir(root(), InodeId::ROOT);
+        let mut piece = rig.vfs.readdir(dir, 0, true).await.unwrap();
+        let rest = piece.entries.split_off(2);
+        let after = piece.entries.last().unwrap().offset;
+        piece.entries = rest;
+        rig.vfs.unread(dir, after, true, piece);
+        for id in [ids[3], ids[6]] {
+            rig.vfs
+                .setattr(root(), id, perm(0o600), None)
+                .await
+                .unwrap();
+        }
+        let rest = rig.vfs.readdir(dir, after, true).await.unwrap();
+        assert_eq!(rest.entries[1].attr.unwrap().perm, 0o600);
+        let after = rest.entries.last().unwrap().offset;
+        let last = rig.vfs.readdir(dir, after, true).await.unwrap();
+        let changed = last.entries.iter().find(|e| e.gfid.id == ids[6]);
+        assert!(changed.is_none_or(|e| e.attr.unwrap().perm == 0o600));
+    });
+}
+
+#[test]
 fn the_end_of_a_listing_is_not_asked_for_again_without_attributes() {
     run(async {
         let rig = rig();
