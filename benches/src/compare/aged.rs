@@ -8,7 +8,7 @@ use std::path::Path;
 use mortar_benches::backing::text;
 use mortar_benches::process::{check, run};
 
-use crate::fio::fio;
+use crate::fio::{DEEP, FILL, fio};
 use crate::workload::{Figure, Figures, Metric, Scale, more, seconds, timed};
 
 const LONG: Metric = more(20, "randwrite-4k-long", "IOPS", None);
@@ -19,6 +19,8 @@ const SPACE: Metric = Metric {
     higher_is_better: false,
     ..more(24, "space-overhead", "%", None)
 };
+/// Copies of everything.
+const COPIES: u64 = 3;
 const LIST: Metric = seconds(25, "ls-l-20000", Some((2.0, 5.0)));
 
 /// Random writes for three minutes (`--long-seconds`).
@@ -26,25 +28,21 @@ pub(crate) fn long(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let file = mount.join("long");
     let size = format!("--size={}M", scale.file_mib);
     let runtime = format!("--runtime={}", scale.long_seconds);
-    let args = [
-        "--rw=randwrite",
-        "--bs=4k",
-        &size,
-        "--direct=1",
-        "--ioengine=libaio",
-        "--iodepth=16",
-        "--time_based",
-        &runtime,
-    ];
+    let special = ["--rw=randwrite", &size, "--time_based", &runtime];
+    let args = [&DEEP[..], &special].concat();
     let told = fio(scale.backing.scratch(), &file, true, &args)?;
     fs::remove_file(&file).map_err(|err| err.to_string())?;
     Ok(vec![Figure::timed(LONG, told.iops, told.latency)])
 }
 
-/// Bytes that are free for a file.
-fn free(mount: &Path) -> Result<u64, String> {
-    let stat = rustix::fs::statvfs(mount).map_err(|err| format!("statfs: {err}"))?;
-    Ok(stat.f_bavail * stat.f_frsize)
+/// Bytes that are free for a file: what the volume says, and no more than its copies find below its bricks, which
+/// GlusterFS does not reckon with where they lie on one file system.
+fn free(mount: &Path, scale: &Scale<'_>) -> Result<u64, String> {
+    let of = |dir: &Path| {
+        let stat = rustix::fs::statvfs(dir).map_err(|err| format!("statfs: {err}"))?;
+        Ok::<u64, String>(stat.f_bavail * stat.f_frsize)
+    };
+    Ok(of(mount)?.min(of(&scale.backing.bricks())? / COPIES))
 }
 
 /// Bytes in use below the bricks of all sides.
@@ -57,9 +55,8 @@ fn used(scale: &Scale<'_>) -> Result<u64, String> {
 
 /// A volume filled to 85 percent with one file, of which three times the free space is overwritten in 4 KiB pieces.
 pub(crate) fn aged(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
-    const COPIES: u64 = 3;
     let file = mount.join("aged");
-    let (before, space) = (used(scale)?, free(mount)?);
+    let (before, space) = (used(scale)?, free(mount, scale)?);
     let length = (space / 100 * 85) >> 20 << 20;
     let size = format!("--size={length}");
     let io_size = format!("--io_size={}", (space - length) * 3);
@@ -70,28 +67,17 @@ pub(crate) fn aged(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
         let args = ["--rw=read", "--bs=1M", &size, "--ioengine=psync"];
         fio(scratch, &file, false, &args)
     };
-    let fill = [
-        "--rw=write",
-        "--bs=1M",
-        &size,
-        "--ioengine=psync",
-        "--end_fsync=1",
-    ];
-    fio(scratch, &file, true, &fill)?;
+    fio(scratch, &file, true, &[&FILL[..], &[&size]].concat())?;
     let fresh = read()?;
     check()?;
-    let overwrite = [
+    let special = [
         "--rw=randwrite",
-        "--bs=4k",
-        "--direct=1",
-        "--ioengine=libaio",
-        "--iodepth=16",
         "--norandommap",
         "--end_fsync=1",
         &size,
         &io_size,
     ];
-    fio(scratch, &file, true, &overwrite)?;
+    fio(scratch, &file, true, &[&DEEP[..], &special].concat())?;
     let aged = read()?;
     let taken = used(scale)?.saturating_sub(before);
     fs::remove_file(&file).map_err(|err| err.to_string())?;

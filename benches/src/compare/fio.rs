@@ -5,6 +5,11 @@ use std::path::Path;
 use mortar_benches::process::run;
 use serde_json::Value;
 
+/// Writes a file once, from its start, in large pieces.
+pub(crate) const FILL: [&str; 4] = ["--rw=write", "--bs=1M", "--ioengine=psync", "--end_fsync=1"];
+/// Sixteen operations of 4 KiB at a time, past the page cache.
+pub(crate) const DEEP: [&str; 4] = ["--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"];
+
 /// What one job did, in the direction asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {

@@ -159,24 +159,8 @@ fn run(options: &Options) -> Result<(), String> {
         tar: workload::make_tar(backing.scratch())?,
     };
     let mut report = Report::default();
-    for round in 0..options.rounds {
-        for workload in &workloads {
-            for at in 0..sides.len() {
-                // The order changes with the round, so that neither side always runs on a warmer machine.
-                let side = &sides[(at + round as usize) % sides.len()];
-                check()?;
-                // Nobody pays for what the one before has left to be written.
-                backing.sync()?;
-                let figures = (workload.run)(side.mount(), &scale)
-                    .map_err(|err| format!("{} on {}: {err}", workload.name, side.name()))?;
-                for figure in figures {
-                    let (metric, value) = (figure.metric, figure.value);
-                    eprintln!("round {round} {:9} {metric:24} {value:.1}", side.name());
-                    report.add(side.name(), &figure);
-                }
-            }
-        }
-    }
+    // What was measured until something failed is shown as well.
+    let ended = measure(options.rounds, &workloads, &sides, &scale, &mut report);
     for side in &sides {
         for (label, pid) in side.processes() {
             report.memory(side.name(), &label, pid);
@@ -187,6 +171,34 @@ fn run(options: &Options) -> Result<(), String> {
     println!("{json}");
     if let Some(path) = &options.json {
         std::fs::write(path, json).map_err(|err| format!("{}: {err}", path.display()))?;
+    }
+    ended
+}
+
+fn measure(
+    rounds: u32,
+    workloads: &[Workload],
+    sides: &[Box<dyn Side>],
+    scale: &Scale<'_>,
+    report: &mut Report,
+) -> Result<(), String> {
+    for round in 0..rounds {
+        for workload in workloads {
+            for at in 0..sides.len() {
+                // The order changes with the round, so that neither side always runs on a warmer machine.
+                let side = &sides[(at + round as usize) % sides.len()];
+                check()?;
+                // Nobody pays for what the one before has left to be written.
+                scale.backing.sync()?;
+                let figures = (workload.run)(side.mount(), scale)
+                    .map_err(|err| format!("{} on {}: {err}", workload.name, side.name()))?;
+                for figure in figures {
+                    let (metric, value) = (figure.metric, figure.value);
+                    eprintln!("round {round} {:9} {metric:24} {value:.1}", side.name());
+                    report.add(side.name(), &figure);
+                }
+            }
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use mortar_benches::process::{check, run};
 use mortar_protocol::env_real::mono_now;
 
 use crate::aged;
-use crate::fio::{Latency, fio};
+use crate::fio::{DEEP, FILL, Latency, fio};
 
 /// What a figure measures.
 #[derive(Clone, Copy, Debug)]
@@ -285,29 +285,22 @@ fn rand4k(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let file = mount.join("rand4k");
     let size = format!("--size={}M", scale.file_mib / 2);
     let runtime = format!("--runtime={}", scale.seconds);
-    let fill = [
-        "--rw=write",
-        "--bs=1M",
-        &size,
-        "--ioengine=psync",
-        "--end_fsync=1",
-    ];
     let scratch = scale.backing.scratch();
-    fio(scratch, &file, true, &fill)?;
-    let timed = ["--bs=4k", &size, "--direct=1", "--time_based", &runtime];
+    fio(scratch, &file, true, &[&FILL[..], &[&size]].concat())?;
+    let timed = [&size[..], "--time_based", &runtime];
     let run_one = |metric, write, special: &[&str]| {
         check()?;
         scale.backing.drop_caches()?;
         let told = fio(scratch, &file, write, &[&timed, special].concat())?;
         Ok::<_, String>(Figure::timed(metric, told.iops, told.latency))
     };
-    let queued = ["--ioengine=libaio", "--iodepth=16"];
-    let write = [&queued[..], &["--rw=randwrite"]].concat();
-    let read = [&queued[..], &["--rw=randread"]].concat();
+    let write = [&DEEP[..], &["--rw=randwrite"]].concat();
+    let read = [&DEEP[..], &["--rw=randread"]].concat();
+    let single = ["--bs=4k", "--direct=1", "--ioengine=psync", "--rw=randread"];
     let figures = vec![
         run_one(RANDWRITE, true, &write)?,
         run_one(RANDREAD, false, &read)?,
-        run_one(LATENCY, false, &["--ioengine=psync", "--rw=randread"])?,
+        run_one(LATENCY, false, &single)?,
     ];
     fs::remove_file(&file).map_err(|err| err.to_string())?;
     Ok(figures)
@@ -333,12 +326,10 @@ fn syncwrite(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
 fn seq(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     let file = mount.join("seq1m");
     let size = format!("--size={}M", scale.file_mib);
-    let common = ["--bs=1M", &size, "--ioengine=psync"];
-    let write = [&common[..], &["--rw=write", "--end_fsync=1"]].concat();
     let scratch = scale.backing.scratch();
-    let write = fio(scratch, &file, true, &write)?;
+    let write = fio(scratch, &file, true, &[&FILL[..], &[&size]].concat())?;
     scale.backing.drop_caches()?;
-    let read = [&common[..], &["--rw=read"]].concat();
+    let read = ["--rw=read", "--bs=1M", "--ioengine=psync", &size];
     let read = fio(scratch, &file, false, &read)?;
     fs::remove_file(&file).map_err(|err| err.to_string())?;
     Ok(vec![
