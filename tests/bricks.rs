@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mortar_tests::real::{Daemon, Kind, Mount, bin_dir, tool};
 
@@ -199,6 +199,61 @@ fn a_brick_that_lacks_more_than_the_log_holds_stays_out_and_says_so() {
         assert!(read == vec![number as u8; 48 << 10], "f{number}");
     }
     end(&mut daemon, &mount);
+}
+
+#[test]
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
+fn a_mount_waits_for_a_set_that_waits_for_members_and_not_for_a_server_that_is_away() {
+    let mut daemon = Daemon::start();
+    daemon.wait_ready();
+    let bricks = daemon.volume("vol", Kind::Replica(3), "256M");
+    let mount = Mount::new(&daemon, "vol");
+    fs::write(mount.join("f"), b"contents").expect("write");
+    end(&mut daemon, &mount);
+
+    let start = Instant::now();
+    let out = mount.try_mount(&daemon, "vol", "");
+    let (took, said) = (start.elapsed(), String::from_utf8_lossy(&out.stderr));
+    assert!(!out.status.success() && said.contains("is mortard running"));
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    fs::rename(&bricks[2], daemon.dir().join("kept")).expect("rename");
+    again(&mut daemon);
+    let start = Instant::now();
+    let out = mount.try_mount(&daemon, "vol", "");
+    let (took, said) = (start.elapsed(), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{said}");
+    assert!(
+        took > Duration::from_secs(5),
+        "it had not to wait: {took:?}"
+    );
+    assert!(took < Duration::from_secs(14), "{took:?}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let missing = format!("{}: ", bricks[2].display());
+    assert!(
+        said.contains("is opening") && said.contains(&missing),
+        "{said}"
+    );
+    assert_eq!(fs::read(mount.join("f")).expect("read"), b"contents");
+    end(&mut daemon, &mount);
+
+    // A set that never opens: given up once it has had its time, with the reason.
+    for brick in &bricks[..2] {
+        fs::rename(brick, brick.with_extension("away")).expect("rename");
+    }
+    again(&mut daemon);
+    daemon.mortar_ok(&["volume", "set", "vol", "cluster.open-wait", "1"]);
+    let start = Instant::now();
+    let out = mount.try_mount(&daemon, "vol", "");
+    let (took, said) = (start.elapsed(), String::from_utf8_lossy(&out.stderr));
+    assert!(!out.status.success() && !mount.is_mounted(), "{said}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let last = said.lines().last().unwrap_or_default();
+    let missing = format!("{}: ", bricks[0].display());
+    assert!(
+        last.contains("has not opened") && last.contains(&missing),
+        "{said}"
+    );
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A mounted volume.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -31,6 +31,22 @@ impl Mount {
 
     /// Mounts on this directory again, after the mount process has ended.
     pub fn mount(&self, daemon: &Daemon, volume: &str, options: &str) {
+        let out = self.try_mount(daemon, volume, options);
+        let dir = self.path().display();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.success(),
+            "mount on {dir}: {said}\ndaemon's log:\n{}",
+            daemon.log()
+        );
+        assert!(
+            self.is_mounted(),
+            "mount returned but {dir} is not in /proc/mounts"
+        );
+    }
+
+    /// Tries to.
+    pub fn try_mount(&self, daemon: &Daemon, volume: &str, options: &str) -> Output {
         let server = daemon.server();
         let (host, port) = server.rsplit_once(':').expect("host:port");
         let log = daemon.dir().join("mount.log");
@@ -39,11 +55,7 @@ impl Mount {
             all = format!("{all},{options}");
         }
         let dir = self.path().to_str().expect("path is text").to_owned();
-        daemon.mortar_ok(&["mount", &format!("{host}:/{volume}"), &dir, "-o", &all]);
-        assert!(
-            self.is_mounted(),
-            "mount returned but {dir} is not in /proc/mounts"
-        );
+        daemon.mortar(&["mount", &format!("{host}:/{volume}"), &dir, "-o", &all])
     }
 
     /// The mount point.
