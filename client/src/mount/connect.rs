@@ -69,12 +69,14 @@ pub(super) fn options_of(info: &VolumeInfo) -> Options {
             .and_then(options::size)
             .and_then(|size| usize::try_from(size).ok())
             .unwrap_or(defaults.window),
+        atime: value("ctime.noatime").and_then(options::switch) == Some(false),
         ..defaults
     }
 }
 
-/// Follows changes of the volume's options until the mount ends.
-pub(super) async fn follow_options(vfs: Vfs<Volume>) {
+/// Follows changes of the volume's options until the mount ends. `no_atime`: whatever they say of atime, reads leave it
+/// alone.
+pub(super) async fn follow_options(vfs: Vfs<Volume>, no_atime: bool) {
     let info = vfs.backend().info();
     let (mut version, mut owner) = (info.version, owner_of(&info));
     loop {
@@ -84,6 +86,7 @@ pub(super) async fn follow_options(vfs: Vfs<Volume>) {
             version = info.version;
             let options = options_of(&info);
             vfs.set_write_behind(options.write_behind, options.window);
+            vfs.set_atime(options.atime && !no_atime);
             if owner_of(&info) != owner {
                 owner = owner_of(&info);
                 own_root(&vfs).await;

@@ -98,7 +98,9 @@ pub(super) fn serve(request: &Request, tell: fn(Progress<'_>)) -> Result<(), Str
     let busy_poll = busy_poll(request.options.busy_poll);
     let env: Arc<dyn Env> = Arc::new(RealEnv::polling(runtime.handle.clone(), busy_poll));
     let vfs = start(&runtime, request, env, tell)?;
-    runtime.handle.spawn(follow_options(vfs.clone()));
+    runtime
+        .handle
+        .spawn(follow_options(vfs.clone(), request.options.no_atime()));
     let mut adapter = Adapter::new(vfs.clone());
     adapter.set_direct_io(request.options.direct_io);
     let watch = MountWatch {
@@ -170,6 +172,7 @@ fn start(
         let opened = volume.opened(waiting).await;
         opened.map_err(|error| error.to_string())?;
         let mut options = options_of(&volume.info());
+        options.atime &= !given.no_atime();
         options.attr_ttl = given.attr_ttl.unwrap_or(options.attr_ttl);
         options.entry_ttl = given.entry_ttl.unwrap_or(options.entry_ttl);
         options.negative_ttl = given.negative_ttl.unwrap_or(options.negative_ttl);
