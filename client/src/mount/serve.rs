@@ -111,6 +111,7 @@ pub(super) fn serve(request: &Request, tell: fn(Progress<'_>)) -> Result<(), Str
         dump: watch::dump_path(request),
     };
     let name = &request.source.volume;
+    vfs.backend().set_watch(watch.watched.watch().clone());
     watch.watched.set_mounted(name, &request.dir);
     runtime.handle.spawn(watch.clone().follow_signals());
     let mut session = Session::new(adapter, &request.dir, &config(request))

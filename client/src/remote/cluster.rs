@@ -12,6 +12,7 @@ use mortar_protocol::error::Errno;
 use mortar_protocol::ids::{NodeId, SessionId, SetIndex, TxnId};
 use mortar_protocol::transport::{Lost, Transport};
 use mortar_protocol::view::{View, VolumeInfo, VolumeState};
+use mortar_protocol::watch::Watch;
 use parking_lot::RwLock;
 
 use super::hub::{Hub, Service};
@@ -139,6 +140,11 @@ impl Cluster {
     /// `cluster.open-wait`.
     pub(crate) fn open_wait(&self) -> Duration {
         option_seconds(&self.volume().options, "cluster.open-wait").unwrap_or_default()
+    }
+
+    /// Says who is told of what goes wrong outside of any operation.
+    pub(crate) fn set_watch(&self, watch: Arc<Watch>) {
+        self.hub.set_watch(watch);
     }
 
     /// The volume's record.

@@ -54,6 +54,7 @@ use mortar_protocol::error::Errno;
 use mortar_protocol::ids::{InodeId, SessionId, SetIndex};
 use mortar_protocol::transport::Transport;
 use mortar_protocol::view::VolumeInfo;
+use mortar_protocol::watch::Watch;
 use parking_lot::RwLock;
 
 use crate::remote::{Cluster, Set, SetState, within};
@@ -209,6 +210,11 @@ impl Volume {
     /// them.
     pub fn set_lock_loss(&self, told: LockLoss) {
         *self.0.lock_loss.write() = told;
+    }
+
+    /// Says who is told of what goes wrong outside of any operation: data read ahead that one member cannot read.
+    pub fn set_watch(&self, watch: Arc<Watch>) {
+        self.0.cluster.set_watch(watch);
     }
 
     /// Size of a shard in bytes: files up to it lie on one set.
