@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mortar_tests::real::{Daemon, Kind, Mount, bin_dir, tool};
 
@@ -42,12 +42,11 @@ fn errno(result: std::io::Result<impl std::fmt::Debug>) -> Option<i32> {
     result.expect_err("an error").raw_os_error()
 }
 
-/// How long something takes.
-#[allow(clippy::disallowed_methods)] // real processes need the real clock
-fn timed<T>(work: impl FnOnce() -> T) -> (T, Duration) {
-    let start = Instant::now();
-    let done = work();
-    (done, start.elapsed())
+/// The call ends with ENOTCONN, and not only after the time for which calls wait for a server.
+fn not_connected(call: impl FnOnce() -> Option<i32>) {
+    let (refused, took) = tool::timed(call);
+    assert_eq!(refused, Some(libc::ENOTCONN));
+    assert!(took < Duration::from_secs(3), "{took:?}");
 }
 
 fn mount_log(daemon: &Daemon) -> String {
@@ -69,12 +68,8 @@ fn stop_ends_calls_at_once_and_start_revives_the_mounts() {
         let told = daemon.mortar_ok(&["--mode=script", "volume", "stop", "vol"]);
         assert!(told.contains("2 clients have vol mounted"), "{told}");
         let odd = one.path().join(OsStr::from_bytes(b"two\nlines and \xff"));
-        let (refused, took) = timed(|| errno(fs::write(&odd, b"x")));
-        assert_eq!(refused, Some(libc::ENOTCONN));
-        assert!(took < Duration::from_secs(3), "{took:?}");
-        let (refused, took) = timed(|| errno(fs::write(two.join("new"), b"x")));
-        assert_eq!(refused, Some(libc::ENOTCONN));
-        assert!(took < Duration::from_secs(3), "{took:?}");
+        not_connected(|| errno(fs::write(&odd, b"x")));
+        not_connected(|| errno(fs::write(two.join("new"), b"x")));
         let log = mount_log(&daemon);
         let line = log.lines().find(|line| line.contains("lines and"));
         let line = line.unwrap_or_else(|| panic!("no line:\n{log}"));
@@ -111,9 +106,7 @@ fn a_deleted_volume_is_gone_from_its_mounts_and_its_bricks_can_be_read_and_wiped
     assert_eq!(kept.status.code(), Some(2));
     assert!(text(&kept.stderr).contains("was not deleted"), "{kept:?}");
     daemon.mortar_ok(&["--mode=script", "volume", "delete", "vol"]);
-    let (refused, took) = timed(|| errno(fs::metadata(mount.join("absent"))));
-    assert_eq!(refused, Some(libc::ENOTCONN));
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    not_connected(|| errno(fs::metadata(mount.join("absent"))));
 
     // Another volume of the same name, on other bricks, is never shown by the old mount.
     let other: Vec<String> = (1..=2)
