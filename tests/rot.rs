@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -126,6 +126,16 @@ fn another_copy_answers_for_a_rotten_block() {
         there.contains(brick) && there.contains("offset="),
         "{there}"
     );
+    drop(file);
+    // Nor can any of them answer for the whole of this.
+    let how = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path);
+    let mut whole = vec![0; 1 << 20];
+    let file = how.expect("open");
+    file.read_exact_at(&mut whole, 0).expect("read");
+    assert!(whole == contents()[..whole.len()]);
     drop(file);
     mount.umount();
 }
