@@ -244,9 +244,19 @@ fn an_export_keeps_everything_and_names_what_is_elsewhere() {
     let large = said.lines().find(|line| line.contains("/large: "));
     let large = large.unwrap_or_else(|| panic!("large is not named:\n{said}"));
     assert!(
-        large.contains("sets that are not given") || large.contains("brick of another set"),
+        large.contains("not given") || large.contains("brick of another set"),
         "{large}"
     );
+    // The other half has the rest, with the root or without: between them every file, link and device is there.
+    let other = daemon.dir().join("other-half");
+    let part = brick(&["export", path(&dirs[1]), path(&other)]);
+    assert_eq!(part.status.code(), Some(1), "{part:?}");
+    let found = |dirs: &str| {
+        let script = format!("find {dirs} ! -type d -printf '%i\\n' | sort -u | wc -l");
+        sh(daemon.dir(), &script)
+    };
+    let listing = || sh(daemon.dir(), "find half other-half -ls");
+    assert_eq!(found("half other-half"), found("tree"), "{}", listing());
 }
 
 #[test]
