@@ -1,6 +1,7 @@
 //! Bricks that are not what they were: missing, empty, another's, behind, in use, under another name.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -251,6 +252,20 @@ fn a_mount_waits_for_a_set_that_waits_for_members_and_not_for_a_server_that_is_a
     assert!(
         last.contains("has not opened") && last.contains(&missing),
         "{said}"
+    );
+
+    // Who does not wait for it any more need not expect a mount.
+    let mut asking = mount.start(&daemon, "vol", "");
+    let mut line = String::new();
+    let said = asking.stderr.take().expect("piped");
+    BufReader::new(said).read_line(&mut line).expect("a line");
+    assert!(line.contains("is opening"), "{line}");
+    asking.kill().expect("kill");
+    asking.wait().expect("wait");
+    tool::wait_for(
+        "the end of the mount process",
+        Duration::from_secs(3),
+        || mount.client_pids().is_empty().then_some(()),
     );
 }
 

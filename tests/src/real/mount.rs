@@ -1,13 +1,13 @@
 //! A mounted volume.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use super::daemon::Daemon;
-use super::tool;
+use super::{bin_dir, tool};
 
 /// A mount of a volume; unmounted when dropped.
 pub struct Mount {
@@ -47,6 +47,21 @@ impl Mount {
 
     /// Tries to.
     pub fn try_mount(&self, daemon: &Daemon, volume: &str, options: &str) -> Output {
+        let words = self.words(daemon, volume, options);
+        daemon.mortar(&words.each_ref().map(String::as_str))
+    }
+
+    /// Begins to, with the command's standard error in a pipe.
+    pub fn start(&self, daemon: &Daemon, volume: &str, options: &str) -> Child {
+        Command::new(bin_dir().join("mortar"))
+            .args(self.words(daemon, volume, options))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mortar runs")
+    }
+
+    fn words(&self, daemon: &Daemon, volume: &str, options: &str) -> [String; 5] {
         let server = daemon.server();
         let (host, port) = server.rsplit_once(':').expect("host:port");
         let log = daemon.dir().join("mount.log");
@@ -55,7 +70,8 @@ impl Mount {
             all = format!("{all},{options}");
         }
         let dir = self.path().to_str().expect("path is text").to_owned();
-        daemon.mortar(&["mount", &format!("{host}:/{volume}"), &dir, "-o", &all])
+        let source = format!("{host}:/{volume}");
+        ["mount".to_owned(), source, dir, "-o".to_owned(), all]
     }
 
     /// The mount point.
