@@ -1,6 +1,7 @@
 //! Bricks that are not what they were: missing, empty, another's, behind, in use, under another name.
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -199,6 +200,73 @@ fn a_brick_that_lacks_more_than_the_log_holds_stays_out_and_says_so() {
         assert!(read == vec![number as u8; 48 << 10], "f{number}");
     }
     end(&mut daemon, &mount);
+}
+
+#[test]
+fn a_mount_waits_for_a_set_that_waits_for_members_and_not_for_a_server_that_is_away() {
+    let mut daemon = Daemon::start();
+    daemon.wait_ready();
+    let bricks = daemon.volume("vol", Kind::Replica(3), "256M");
+    let mount = Mount::new(&daemon, "vol");
+    fs::write(mount.join("f"), b"contents").expect("write");
+    end(&mut daemon, &mount);
+
+    let (out, took) = tool::timed(|| mount.try_mount(&daemon, "vol", ""));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success(), "{said}");
+    let server = daemon.server();
+    assert!(said.contains("mortard") && said.contains(&server), "{said}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    fs::rename(&bricks[2], daemon.dir().join("kept")).expect("rename");
+    again(&mut daemon);
+    let (out, took) = tool::timed(|| mount.try_mount(&daemon, "vol", ""));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    assert!(
+        took > Duration::from_secs(5),
+        "it had not to wait: {took:?}"
+    );
+    assert!(took < Duration::from_secs(14), "{took:?}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let missing = format!("{}: ", bricks[2].display());
+    assert!(
+        said.contains("is opening") && said.contains(&missing),
+        "{said}"
+    );
+    assert_eq!(fs::read(mount.join("f")).expect("read"), b"contents");
+    end(&mut daemon, &mount);
+
+    // A set that never opens: given up once it has had its time, with the reason.
+    for brick in &bricks[..2] {
+        fs::rename(brick, brick.with_extension("away")).expect("rename");
+    }
+    again(&mut daemon);
+    daemon.mortar_ok(&["volume", "set", "vol", "cluster.open-wait", "1"]);
+    let (out, took) = tool::timed(|| mount.try_mount(&daemon, "vol", ""));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(!out.status.success() && !mount.is_mounted(), "{said}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    let last = said.lines().last().unwrap_or_default();
+    let missing = format!("{}: ", bricks[0].display());
+    assert!(
+        last.contains("has not opened") && last.contains(&missing),
+        "{said}"
+    );
+
+    // Who does not wait for it any more need not expect a mount.
+    let mut asking = mount.start(&daemon, "vol", "");
+    let mut line = String::new();
+    let said = asking.stderr.take().expect("piped");
+    BufReader::new(said).read_line(&mut line).expect("a line");
+    assert!(line.contains("is opening"), "{line}");
+    asking.kill().expect("kill");
+    asking.wait().expect("wait");
+    tool::wait_for(
+        "the end of the mount process",
+        Duration::from_secs(3),
+        || mount.client_pids().is_empty().then_some(()),
+    );
 }
 
 #[test]

@@ -597,6 +597,43 @@ fn mounts_have_the_options_they_were_given() {
 }
 
 #[test]
+fn reads_change_atime_only_where_volume_and_mount_say_so() {
+    let (daemon, mount) = volume();
+    let quiet = Mount::with_options(&daemon, "vol", "noatime");
+    for name in ["default", "noatime", "read"] {
+        fs::write(mount.join(name), name).expect("write");
+    }
+    let other = Mount::new(&daemon, "vol");
+    let times = |name: &str| {
+        let meta = fs::metadata(mount.join(name)).expect("stat");
+        [
+            (meta.atime(), meta.atime_nsec()),
+            (meta.mtime(), meta.mtime_nsec()),
+            (meta.ctime(), meta.ctime_nsec()),
+        ]
+    };
+    // Not from the kernel's pages, which nobody else sees.
+    let read = |mount: &Mount, name: &str| {
+        let file = File::open(mount.join(name)).expect("open");
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("drop pages");
+        file.read_exact_at(&mut [0], 0).expect("read");
+    };
+    let before = ["default", "noatime", "read"].map(times);
+    read(&other, "default");
+    daemon.mortar_ok(&["volume", "set", "vol", "ctime.noatime", "off"]);
+    // The option reaches the mounts within seconds.
+    let moved = tool::wait_for("another atime", 2 * SOON, || {
+        read(&quiet, "noatime");
+        read(&other, "read");
+        let now = times("read");
+        (now[0] > now[1]).then_some(now)
+    });
+    assert_eq!(moved[1..], before[2][1..]);
+    assert_eq!(times("default"), before[0]);
+    assert_eq!(times("noatime"), before[1]);
+}
+
+#[test]
 fn the_root_belongs_to_who_made_the_volume_and_keeps_its_mode() {
     let (mut daemon, mount) = volume();
     let root = || fs::metadata(mount.path()).expect("stat");

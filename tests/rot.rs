@@ -1,10 +1,12 @@
 //! Rotten bytes in a brick: never wrong data; another copy answers where there is one.
 
 use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use mortar_tests::real::{Daemon, Kind, Mount};
+use mortar_tests::real::{Daemon, Kind, Mount, tool};
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 300;
@@ -44,7 +46,8 @@ fn rot(brick: &Path, block: &[u8]) -> bool {
     false
 }
 
-/// A volume with a file, of which a byte changes on its first bricks while nothing runs.
+/// A volume with a file, of which a byte changes on its first bricks while nothing runs: of the same block on plain
+/// volumes, of another one on each copy.
 fn rotten(kind: Kind, copies: usize) -> (Daemon, Mount, PathBuf) {
     let mut daemon = Daemon::start();
     daemon.wait_ready();
@@ -55,8 +58,9 @@ fn rotten(kind: Kind, copies: usize) -> (Daemon, Mount, PathBuf) {
     mount.umount();
     let (code, _) = daemon.terminate();
     assert_eq!(code, Some(0));
-    let block = &data[ROTTEN * BLOCK..(ROTTEN + 1) * BLOCK];
-    for brick in &bricks[..copies] {
+    for (copy, brick) in bricks[..copies].iter().enumerate() {
+        let at = (ROTTEN + copy) * BLOCK;
+        let block = &data[at..at + BLOCK];
         assert!(rot(brick, block), "the block lies on the brick");
     }
     daemon.restart();
@@ -66,18 +70,73 @@ fn rotten(kind: Kind, copies: usize) -> (Daemon, Mount, PathBuf) {
     (daemon, mount, path)
 }
 
+/// The mount's line about the file, whose data cannot be read, names it and the place.
+fn told(daemon: &Daemon, path: &Path, head: &str) -> String {
+    let mut gfid = [0; 64];
+    let len = rustix::fs::getxattr(path, "glusterfs.gfid.string", &mut gfid[..]).expect("gfid");
+    let gfid = String::from_utf8_lossy(&gfid[..len]).into_owned();
+    let log = fs::read_to_string(daemon.dir().join("mount.log")).expect("log");
+    let line = log.lines().find(|line| line.contains(head));
+    let line = line.unwrap_or_else(|| panic!("no {head} in {log}"));
+    for part in [
+        path.to_str().expect("text"),
+        "brick ",
+        &gfid[..18],
+        "at offset ",
+        "in volume vol",
+    ] {
+        assert!(line.contains(part), "no {part} in {line}");
+    }
+    line.to_owned()
+}
+
+/// Lines of the daemon about data that cannot be read, and how many reads they stand for.
+fn daemon_told(daemon: &Daemon) -> (usize, u32) {
+    let (mut lines, mut reads) = (0, 0);
+    for line in daemon.log().lines() {
+        let head = line.contains("data cannot be read: ");
+        lines += usize::from(head);
+        reads += u32::from(head);
+        if let Some((before, _)) = line.split_once(" more ") {
+            let count = before.rsplit([' ', '(']).next().unwrap_or_default();
+            reads += count.parse::<u32>().unwrap_or(0);
+        }
+    }
+    (lines, reads)
+}
+
 #[test]
 fn another_copy_answers_for_a_rotten_block() {
-    let (daemon, mount, path) = rotten(Kind::Replica(3), 2);
-    assert!(fs::read(&path).expect("read") == contents());
+    // Whichever of them is asked has a rotten block.
+    let (daemon, mount, path) = rotten(Kind::Replica(3), 3);
+    let mut file = File::open(&path).expect("open");
+    let mut read = Vec::new();
+    file.read_to_end(&mut read).expect("read");
+    assert!(read == contents());
+    let line = told(&daemon, &path, "unreadable: ");
+    assert!(line.contains("is asked"), "{line}");
+    let brick = line.split("brick ").nth(1).expect("brick");
+    let brick = &brick[..36];
     let log = daemon.log();
-    let told = log
+    let there = log
         .lines()
         .find(|line| line.contains("data cannot be read"));
-    // The set's reads go to its primary; if that is the sound one, nothing is met.
-    if let Some(line) = told {
-        assert!(line.contains("offset="), "{line}");
-    }
+    let there = there.unwrap_or_else(|| panic!("{log}"));
+    assert!(
+        there.contains(brick) && there.contains("offset="),
+        "{there}"
+    );
+    drop(file);
+    // Nor can any of them answer for the whole of this.
+    let how = File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECT)
+        .open(&path);
+    let mut whole = vec![0; 1 << 20];
+    let file = how.expect("open");
+    file.read_exact_at(&mut whole, 0).expect("read");
+    assert!(whole == contents()[..whole.len()]);
+    drop(file);
     mount.umount();
 }
 
@@ -98,9 +157,20 @@ fn without_another_copy_that_block_alone_is_an_error() {
             assert!(block == data[at..at + BLOCK], "block {number}");
         }
     }
+    let line = told(&daemon, &path, "EIO: read of ");
+    let offset = format!("at offset {}", ROTTEN * BLOCK);
+    assert!(line.contains(&offset), "{line}");
+    // Repeats are counted.
+    for _ in 0..50 {
+        let read = file.read_exact_at(&mut block, (ROTTEN * BLOCK) as u64);
+        read.expect_err("a rotten block");
+    }
     drop(file);
-    let log = daemon.log();
-    assert!(log.contains("data cannot be read"), "{log}");
+    tool::wait_for("the count", Duration::from_secs(30), || {
+        let (lines, reads) = daemon_told(&daemon);
+        assert!(lines <= 4, "{}", daemon.log());
+        (reads >= 51).then_some(())
+    });
     // Written whole, it is sound again.
     let file = File::options().write(true).open(&path).expect("open");
     let place = (ROTTEN * BLOCK) as u64;

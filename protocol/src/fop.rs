@@ -669,6 +669,12 @@ pub enum InodeOp {
         /// Size in bytes.
         size: u64,
     },
+    /// The file was read: its atime becomes this, if it is earlier. Neither ctime nor the change counter moves: nobody's
+    /// pages are outdated. Left out, without an error, where the caller may not read the file.
+    Accessed {
+        /// When.
+        time: Time,
+    },
 }
 
 /// Kind of a lock. fuser does not tell flock from fcntl locks, so owners tell them apart.

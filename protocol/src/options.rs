@@ -96,6 +96,9 @@ pub const OPTIONS: &[OptionInfo] = &[
         "seconds a set waits for all members of its last view before it opens without the absent ones"),
     inert("cluster.quorum-type", "auto", Check::Word(&["none", "auto", "fixed"])),
     inert("cluster.self-heal-daemon", "on", Check::Switch),
+    live("ctime.noatime", "on", Check::Switch,
+        "off: reading a file through a mount changes its atime (as relatime does: where it is not above mtime and ctime, \
+         or a day old)"),
     refused("encryption", "encryption at rest is not built yet; traffic is always encrypted"),
     refused("features.encryption", "encryption at rest is not built yet; traffic is always encrypted"),
     refused("features.quota", "quotas are not built yet, and a quota that is not enforced protects nobody"),

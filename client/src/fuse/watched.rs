@@ -18,11 +18,13 @@ use mortar_protocol::attr::FileKind;
 use mortar_protocol::env::Env;
 use mortar_protocol::error::Errno;
 use mortar_protocol::ids::InodeId;
-use mortar_protocol::watch::{self, Failure, FlightState, Gather, Op, Watch};
+use mortar_protocol::watch::{self, Failure, FlightState, Gather, Op, Watch, and_more, place_of};
 use parking_lot::Mutex;
 
 use crate::vfs::{Entry, Res};
 
+/// Most processes asked for the name of an open file.
+const MOST_PROCESSES: usize = 4_096;
 /// Directories whose names are remembered for the log.
 const KNOWN_DIRS: usize = 8_192;
 
@@ -210,10 +212,6 @@ impl Watched {
 /// Messages of one kind: the operation, the error, and for what concerns single files some of them.
 type Repeat = (&'static str, Option<Errno>, u64);
 
-/// Files with unreadable data are told apart within one [`watch::SPAN`], as far as they do not share one of so many
-/// places.
-const FILES: u64 = 16;
-
 /// Writes the lines.
 struct Told {
     env: Arc<dyn Env>,
@@ -226,19 +224,16 @@ impl Told {
     fn failed(&self, failure: &Failure<'_>) {
         let errno = failure.errno;
         let one_file = match errno {
-            None | Some(Errno::EIO) => failure.op.inode % FILES,
+            None | Some(Errno::EIO) => place_of(failure.op.inode),
             Some(Errno::ENOSPC | Errno::ENOTCONN) => 0,
             _ => return,
         };
-        let operation = NAMES.get(failure.op.kind).copied().unwrap_or_default();
+        let operation = NAMES.get(failure.op.kind).copied().unwrap_or("read ahead");
         let repeat = (operation, errno, one_file);
         let Some(more) = self.gather.lock().offer(&repeat, self.env.now()) else {
             return;
         };
-        let more = match more {
-            0 => String::new(),
-            more => format!(" ({more} more since the last such line)"),
-        };
+        let more = and_more(more);
         let errno = errno.map_or_else(|| "unreadable".to_owned(), |errno| format!("{errno:?}"));
         tracing::error!(
             "{errno}: {operation} of {} in volume {}, asked by {}: {}{more}",
@@ -283,8 +278,10 @@ impl Told {
         }
         match self
             .dir(&root, InodeId(op.inode))
-            .or_else(|| open_file(op.asker, op.inode, &root))
-        {
+            .or_else(|| match op.asker {
+                0 => opened_by_any(op.inode, &root),
+                pid => open_file(pid, op.inode, &root),
+            }) {
             Some(path) => format!("{path} (inode {})", op.inode),
             None => format!("inode {}", op.inode),
         }
@@ -318,10 +315,21 @@ fn shown(name: &[u8]) -> String {
 
 /// Program and id of a process.
 fn program(pid: u64) -> String {
+    if pid == 0 {
+        return "the kernel or the mount itself".to_owned();
+    }
     match std::fs::read(format!("/proc/{pid}/comm")) {
         Ok(name) => format!("{}[{pid}]", shown(name.trim_ascii_end())),
         Err(_) => format!("process {pid}"),
     }
+}
+
+/// The path under which some process has an inode open.
+fn opened_by_any(inode: u64, root: &Path) -> Option<String> {
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.take(MOST_PROCESSES)
+        .find_map(|pid| open_file(pid, inode, root))
 }
 
 /// The path under which a process has an inode open. Asks the kernel's tables only, never this file system.
@@ -361,6 +369,7 @@ mod tests {
         let (pid, inode) = (std::process::id().into(), file.metadata().unwrap().ino());
         let found = open_file(pid, inode, dir.path()).unwrap();
         assert!(found.ends_with("odd \\n name"), "{found}");
+        assert_eq!(opened_by_any(inode, dir.path()), Some(found));
         assert_eq!(open_file(pid, inode, Path::new("/nowhere")), None);
         drop(file);
         assert_eq!(open_file(pid, inode, dir.path()), None);

@@ -3,16 +3,29 @@
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// What the process says once it serves.
 const READY: &str = "ready";
+/// What it says before a line for the person who waits.
+const WAITING: &str = "waiting: ";
+
+/// How far the process is.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Progress<'a> {
+    /// It waits for this.
+    Waiting(&'a str),
+    /// It serves.
+    Ready,
+    /// It cannot serve, for this reason.
+    Failed(&'a str),
+}
 
 /// Starts this executable again with `args` in the background, with its messages going to `log`, and waits until it is
-/// ready or has failed.
+/// ready or has failed. What it waits for meanwhile goes to standard error.
 ///
 /// # Errors
 ///
@@ -35,7 +48,13 @@ pub(super) fn start(args: &[std::ffi::OsString], log: &Path) -> Result<(), Strin
     let mut said = String::new();
     if let Some(pipe) = &mut child.stdout {
         // What was read before an error is all there is.
-        let _ = pipe.take(64 << 10).read_to_string(&mut said);
+        let lines = BufReader::new(pipe.take(64 << 10)).lines();
+        for line in lines.map_while(Result::ok) {
+            match line.strip_prefix(WAITING) {
+                Some(what) => eprintln!("mortar mount: {what}"),
+                None => said = said + &line + "\n",
+            }
+        }
     }
     match said.trim() {
         READY => Ok(()),
@@ -59,7 +78,8 @@ fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-/// In the new process: leaves the session, the directory and the descriptors of the caller.
+/// In the new process: leaves the session, the directory and the descriptors of the caller. Until it is ready it ends
+/// with the caller.
 ///
 /// # Errors
 ///
@@ -74,20 +94,31 @@ pub(super) fn detach() -> io::Result<()> {
             io::Error::last_os_error()
         );
     }
+    let with_parent = Some(rustix::process::Signal::TERM);
+    if let Err(error) = rustix::process::set_parent_process_death_signal(with_parent) {
+        tracing::debug!("it goes on without the caller: {error}");
+    }
     // The process is no group leader unless it was started by hand with the hidden flag; then it is detached already.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/")
 }
 
-/// In the new process: tells the waiting parent the outcome, and lets go of its pipe.
-pub(super) fn report(outcome: Result<(), &str>) {
-    let text = match outcome {
-        Ok(()) => READY,
-        Err(why) => why,
-    };
+/// In the new process: tells the waiting parent how far it is; with the outcome it lets go of it and of its pipe.
+pub(super) fn report(progress: Progress<'_>) {
     let mut out = io::stdout();
+    let said = match progress {
+        Progress::Waiting(what) => writeln!(out, "{WAITING}{what}"),
+        Progress::Ready => writeln!(out, "{READY}"),
+        Progress::Failed(why) => writeln!(out, "{why}"),
+    };
     // The parent may be gone; the mount goes on without it.
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    let _ = said.and_then(|()| out.flush());
+    if matches!(progress, Progress::Waiting(_)) {
+        return;
+    }
+    if let Err(error) = rustix::process::set_parent_process_death_signal(None) {
+        tracing::warn!("the mount may end with the command: {error}");
+    }
     match File::options().write(true).open("/dev/null") {
         Ok(null) => {
             if let Err(error) = rustix::stdio::dup2_stdout(&null) {

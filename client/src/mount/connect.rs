@@ -19,7 +19,7 @@ use crate::volume::Volume;
 /// How often the volume's options are looked at while it is mounted.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// Connects to the volume `name` through one of `servers` (`HOST:PORT`).
+/// Connects to the volume `name` through one of `servers` (`HOST:PORT`). Its sets need not have opened.
 ///
 /// # Errors
 ///
@@ -29,7 +29,7 @@ pub(super) async fn connect(
     servers: Vec<String>,
     name: String,
     env: Arc<dyn Env>,
-) -> Result<(Volume, Options), String> {
+) -> Result<Volume, String> {
     let looked_up = tokio::task::spawn_blocking(move || {
         let addrs = resolve(&servers)?;
         let enrolment = enrol::find(&addrs).map_err(|error| error.to_string())?;
@@ -38,11 +38,8 @@ pub(super) async fn connect(
     let (addrs, enrolment) = looked_up.await.map_err(|error| error.to_string())??;
     let transport =
         QuicTransport::new(&enrolment.credentials, &runtime).map_err(|error| error.to_string())?;
-    let volume = Volume::connect(env, Arc::new(transport), &addrs, &name)
-        .await
-        .map_err(|error| error.to_string())?;
-    let options = options_of(&volume.info());
-    Ok((volume, options))
+    let reached = Volume::reach(env, Arc::new(transport), &addrs, &name).await;
+    reached.map_err(|error| error.to_string())
 }
 
 fn resolve(servers: &[String]) -> Result<Vec<SocketAddr>, String> {
@@ -61,7 +58,7 @@ fn resolve(servers: &[String]) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// What a volume's options say about mounts.
-fn options_of(info: &VolumeInfo) -> Options {
+pub(super) fn options_of(info: &VolumeInfo) -> Options {
     let defaults = Options::default();
     let value = |name: &str| info.options.get(name).map(String::as_str);
     Options {
@@ -72,12 +69,14 @@ fn options_of(info: &VolumeInfo) -> Options {
             .and_then(options::size)
             .and_then(|size| usize::try_from(size).ok())
             .unwrap_or(defaults.window),
+        atime: value("ctime.noatime").and_then(options::switch) == Some(false),
         ..defaults
     }
 }
 
-/// Follows changes of the volume's options until the mount ends.
-pub(super) async fn follow_options(vfs: Vfs<Volume>) {
+/// Follows changes of the volume's options until the mount ends. `no_atime`: whatever they say of atime, reads leave it
+/// alone.
+pub(super) async fn follow_options(vfs: Vfs<Volume>, no_atime: bool) {
     let info = vfs.backend().info();
     let (mut version, mut owner) = (info.version, owner_of(&info));
     loop {
@@ -87,6 +86,7 @@ pub(super) async fn follow_options(vfs: Vfs<Volume>) {
             version = info.version;
             let options = options_of(&info);
             vfs.set_write_behind(options.write_behind, options.window);
+            vfs.set_atime(options.atime && !no_atime);
             if owner_of(&info) != owner {
                 owner = owner_of(&info);
                 own_root(&vfs).await;

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use background::Progress;
 use options::{MountOptions, Source, default_log, parse_options, parse_source};
 
 /// Arguments of `mortar mount`.
@@ -120,7 +121,7 @@ fn in_background(args: &MountArgs) -> Result<(), (String, u8)> {
         });
     if let Err((why, _)) = &outcome {
         // Does nothing if the parent was told before: its pipe is gone then.
-        background::report(Err(why));
+        background::report(Progress::Failed(why));
     }
     outcome
 }

@@ -212,7 +212,7 @@ fn parse_option(options: &mut MountOptions, word: &str) -> Result<(), String> {
         "noatime" => options.kernel.push(MountOption::NoAtime),
         // ACLs are always on.
         "acl" => {}
-        // Access times are never written by reads, so these hold already.
+        // Reads of directories never change atime, and those of files as relatime says, if the volume wants it.
         "nodiratime" | "relatime" | "atime" | "diratime" | "norelatime" => {}
         "attribute-timeout" => options.attr_ttl = Some(seconds(name, needed()?)?),
         "entry-timeout" => options.entry_ttl = Some(seconds(name, needed()?)?),
@@ -320,6 +320,11 @@ fn level(text: &str) -> Result<&'static str, String> {
 }
 
 impl MountOptions {
+    /// Whether reads leave atime alone whatever the volume's options say.
+    pub(super) fn no_atime(&self) -> bool {
+        self.read_only || self.kernel.contains(&MountOption::NoAtime)
+    }
+
     /// `HOST:PORT` of every server to ask, in order.
     pub(super) fn servers(&self, source: &Source) -> Vec<String> {
         let all = source.hosts.iter().chain(&self.backups);
@@ -406,6 +411,8 @@ mod tests {
         assert!(parse("direct-io-mode=enable").unwrap().direct_io);
         assert_eq!(parse("busy-poll=0").unwrap().busy_poll, Duration::ZERO);
         assert!(parse("defaults,_netdev,x-systemd.automount,nofail,,noatime").is_ok());
+        assert!(parse("noatime").unwrap().no_atime() && parse("ro").unwrap().no_atime());
+        assert!(!parse("relatime,noexec").unwrap().no_atime());
         let options = parse("backup-volfile-servers=b:[fe80::1]:c").unwrap();
         let source = parse_source("a:5:/v").unwrap();
         assert_eq!(

@@ -12,14 +12,15 @@ use mortar_protocol::ids::InodeId;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use super::connect::{connect, follow_options, own_root};
+use super::background::Progress;
+use super::connect::{connect, follow_options, options_of, own_root};
 use super::watch::{self, MountWatch};
 use super::{Request, place};
 use crate::fuse::{Adapter, Caches};
 use crate::vfs::Vfs;
 use crate::volume::Volume;
 
-/// How long a mount may take to be able to serve.
+/// How long a mount may take to reach its server, and to be able to serve once the volume's sets have opened.
 const START_TIME: Duration = Duration::from_millis(4_500);
 /// Most event loop threads.
 const MAX_THREADS: usize = 8;
@@ -83,20 +84,23 @@ fn busy_poll(wanted: Duration) -> Duration {
     }
 }
 
-/// Serves the mount until it is unmounted or the process is told to end. `ready` is called once it answers.
+/// Serves the mount until it is unmounted or the process is told to end. `tell` learns what it waits for, and at last
+/// that it answers.
 ///
 /// # Errors
 ///
 /// Why it cannot be mounted, as one line.
-pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> Result<(), String> {
+pub(super) fn serve(request: &Request, tell: fn(Progress<'_>)) -> Result<(), String> {
     let runtime = Runtime::start().map_err(|error| format!("no runtime: {error}"))?;
     for option in &request.options.ignored {
         tracing::warn!("mount option '{option}' has no effect here");
     }
     let busy_poll = busy_poll(request.options.busy_poll);
     let env: Arc<dyn Env> = Arc::new(RealEnv::polling(runtime.handle.clone(), busy_poll));
-    let vfs = start(&runtime, request, env)?;
-    runtime.handle.spawn(follow_options(vfs.clone()));
+    let vfs = start(&runtime, request, env, tell)?;
+    runtime
+        .handle
+        .spawn(follow_options(vfs.clone(), request.options.no_atime()));
     let mut adapter = Adapter::new(vfs.clone());
     adapter.set_direct_io(request.options.direct_io);
     let watch = MountWatch {
@@ -107,6 +111,7 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
         dump: watch::dump_path(request),
     };
     let name = &request.source.volume;
+    vfs.backend().set_watch(watch.watched.watch().clone());
     watch.watched.set_mounted(name, &request.dir);
     runtime.handle.spawn(watch.clone().follow_signals());
     let mut session = Session::new(adapter, &request.dir, &config(request))
@@ -128,7 +133,7 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
         request.dir.display()
     );
     runtime.handle.spawn(watch.follow_requests());
-    ready(Ok(()));
+    tell(Progress::Ready);
     match loops.join() {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::error!("the kernel's requests cannot be read: {error}"),
@@ -143,7 +148,12 @@ pub(super) fn serve(request: &Request, ready: impl FnOnce(Result<(), &str>)) -> 
 }
 
 /// Connects to the volume and makes sure that its root answers.
-fn start(runtime: &Runtime, request: &Request, env: Arc<dyn Env>) -> Result<Vfs<Volume>, String> {
+fn start(
+    runtime: &Runtime,
+    request: &Request,
+    env: Arc<dyn Env>,
+    tell: fn(Progress<'_>),
+) -> Result<Vfs<Volume>, String> {
     let given = request.options.clone();
     let late = format!(
         "{} did not answer within {START_TIME:?}; is mortard running there, and the volume started?",
@@ -152,22 +162,31 @@ fn start(runtime: &Runtime, request: &Request, env: Arc<dyn Env>) -> Result<Vfs<
     let servers = given.servers(&request.source);
     let name = request.source.volume.clone();
     let handle = runtime.handle.clone();
-    let starting = async move {
-        let (volume, mut options) = connect(handle, servers, name, env.clone()).await?;
+    runtime.wait(async move {
+        let reached = connect(handle, servers, name, env.clone());
+        let reached = tokio::time::timeout(START_TIME, reached).await;
+        let volume = reached.map_err(|_| late.clone())??;
+        let waiting = |what: &str| {
+            tracing::info!("{what}");
+            tell(Progress::Waiting(what));
+        };
+        let opened = volume.opened(waiting).await;
+        opened.map_err(|error| error.to_string())?;
+        let mut options = options_of(&volume.info());
+        options.atime &= !given.no_atime();
         options.attr_ttl = given.attr_ttl.unwrap_or(options.attr_ttl);
         options.entry_ttl = given.entry_ttl.unwrap_or(options.entry_ttl);
         options.negative_ttl = given.negative_ttl.unwrap_or(options.negative_ttl);
         let vfs = Vfs::new(volume, env, options);
-        vfs.getattr(InodeId::ROOT)
-            .await
-            .map_err(|errno| format!("the volume's root cannot be read: {errno:?}"))?;
-        own_root(&vfs).await;
+        let first = async {
+            let root = vfs.getattr(InodeId::ROOT).await;
+            root.map_err(|errno| format!("the volume's root cannot be read: {errno:?}"))?;
+            own_root(&vfs).await;
+            Ok::<_, String>(())
+        };
+        let first = tokio::time::timeout(START_TIME, first).await;
+        first.map_err(|_| late)??;
         Ok(vfs)
-    };
-    runtime.wait(async move {
-        tokio::time::timeout(START_TIME, starting)
-            .await
-            .unwrap_or(Err(late))
     })?
 }
 

@@ -6,12 +6,13 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
-use mortar_protocol::admin::{AdminReply, AdminRequest};
+use mortar_protocol::admin::{AdminReply, AdminRequest, BrickStatus};
 use mortar_protocol::env::Env;
 use mortar_protocol::error::Errno;
 use mortar_protocol::ids::{NodeId, SessionId, SetIndex, TxnId};
 use mortar_protocol::transport::{Lost, Transport};
 use mortar_protocol::view::{View, VolumeInfo, VolumeState};
+use mortar_protocol::watch::Watch;
 use parking_lot::RwLock;
 
 use super::hub::{Hub, Service};
@@ -26,6 +27,9 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// The same where the volume is not there (who needs it sooner asks for it).
 const WHILE_MISSING: Duration = Duration::from_secs(1);
+
+/// Most bricks named in a line.
+const NAMED: usize = 3;
 
 /// Tells whether this client holds an inode open.
 pub type OpenCheck = Arc<dyn Fn(mortar_protocol::ids::InodeId) -> bool + Send + Sync>;
@@ -48,6 +52,9 @@ pub enum ConnectError {
     /// The servers answer, the volume's bricks do not.
     #[error("volume {0} does not answer ({1:?}); see 'mortar volume status {0}'")]
     NotServing(String, Errno),
+    /// The servers answer, but its sets have not opened in the time they have for it (in seconds).
+    #[error("volume {0} has not opened within {1} s: {2}; see 'mortar volume status {0}'")]
+    NotOpen(String, u64, String),
 }
 
 struct Known {
@@ -113,6 +120,31 @@ impl Cluster {
         hub.env
             .spawn(Box::pin(watch(Arc::downgrade(&cluster), hub.clone())));
         Ok(cluster)
+    }
+
+    /// What the control plane says of bricks that are not in their sets, in words; `None` if it does not answer.
+    ///
+    /// # Errors
+    /// Its refusal: the volume is not in service.
+    pub(crate) async fn missing(&self) -> Result<Option<String>, ConnectError> {
+        let request = AdminRequest::Status {
+            volume: self.hub.name.clone(),
+        };
+        match self.hub.admin(&request, LOOK, LOOK).await {
+            Ok(AdminReply::Status { bricks, .. }) => Ok(Some(missing(&bricks))),
+            Ok(AdminReply::Refused { message }) => Err(ConnectError::Refused(message)),
+            _ => Ok(None),
+        }
+    }
+
+    /// `cluster.open-wait`.
+    pub(crate) fn open_wait(&self) -> Duration {
+        option_seconds(&self.volume().options, "cluster.open-wait").unwrap_or_default()
+    }
+
+    /// Says who is told of what goes wrong outside of any operation.
+    pub(crate) fn set_watch(&self, watch: Arc<Watch>) {
+        self.hub.set_watch(watch);
     }
 
     /// The volume's record.
@@ -222,6 +254,27 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         self.hub.close();
+    }
+}
+
+/// Bricks that are not in their sets, and why: first those that do not run, for which the others wait.
+fn missing(bricks: &[BrickStatus]) -> String {
+    let not_in_sync = |online: bool| {
+        let bricks = bricks.iter();
+        bricks.filter(move |brick| !brick.in_sync && brick.online == online)
+    };
+    let mut told: Vec<String> = not_in_sync(false)
+        .chain(not_in_sync(true))
+        .map(|brick| format!("{}:{}: {}", brick.spec.host, brick.spec.path, brick.reason))
+        .collect();
+    if told.len() > NAMED {
+        let more = told.len() - NAMED;
+        told.truncate(NAMED);
+        told.push(format!("and {more} more bricks"));
+    }
+    match told.is_empty() {
+        true => "its sets take up their work".to_owned(),
+        false => told.join("; "),
     }
 }
 

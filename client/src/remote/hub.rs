@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,9 +12,9 @@ use mortar_protocol::env::Env;
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::Request;
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::{NodeId, SessionId, StageId, TxnId};
+use mortar_protocol::ids::{InodeId, NodeId, SessionId, StageId, TxnId};
 use mortar_protocol::transport::{Lost, Transport};
-use mortar_protocol::watch::fails_because;
+use mortar_protocol::watch::{Failure, Op, Watch, current, fails_because};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
@@ -71,6 +71,8 @@ pub(crate) struct Hub {
     frame_timeout: AtomicU64,
     numbers: AtomicU64,
     closed: AtomicBool,
+    /// Told of what goes wrong outside of any operation.
+    watch: OnceLock<Arc<Watch>>,
 }
 
 impl Hub {
@@ -94,7 +96,37 @@ impl Hub {
             frame_timeout: AtomicU64::new(30_000),
             numbers: AtomicU64::new(1),
             closed: AtomicBool::new(false),
+            watch: OnceLock::new(),
         }
+    }
+
+    /// Says who is told of what goes wrong outside of any operation; the first stays.
+    pub(crate) fn set_watch(&self, watch: Arc<Watch>) {
+        let _ = self.watch.set(watch);
+    }
+
+    /// Something went wrong around an inode that nobody is told of, as it can go on.
+    pub(crate) fn remark(&self, inode: InodeId, cause: &str) {
+        if let Some(flight) = current() {
+            return flight.remark(cause);
+        }
+        let Some(watch) = self.watch.get() else {
+            return tracing::error!("{cause}");
+        };
+        let op = Op {
+            // None of the named ones.
+            kind: usize::MAX,
+            inode: inode.0,
+            asker: 0,
+            number: 0,
+            started: self.env.now(),
+        };
+        watch.tell(&Failure {
+            op,
+            name: None,
+            errno: None,
+            cause: Some(cause),
+        });
     }
 
     /// Asks for newer views; returns at once.

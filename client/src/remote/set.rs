@@ -14,7 +14,7 @@ use mortar_protocol::frame::{Frame, FrameError};
 use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex};
 use mortar_protocol::transport::Lost;
 use mortar_protocol::view::View;
-use mortar_protocol::watch::{Wait, current, fails_because, waits_for};
+use mortar_protocol::watch::{Wait, fails_because, waits_for};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -429,10 +429,11 @@ impl Set {
             return Err(Fault::Corrupt);
         };
         let told = format!("brick {brick} of set {set} cannot read {what}; brick {other} is asked");
-        match current() {
-            Some(flight) => flight.remark(&told),
-            None => tracing::error!("{told}"),
-        }
+        let inode = match fop {
+            Fop::Read { id, .. } | Fop::Open { id, .. } | Fop::GetAttr { id } => *id,
+            _ => InodeId(0),
+        };
+        self.hub.remark(inode, &told);
         Ok(())
     }
 

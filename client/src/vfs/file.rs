@@ -76,7 +76,7 @@ impl<B: Backend> Vfs<B> {
         let opened = core.backend.open(cred.clone(), id, known, data).await?;
         let now = core.now();
         let attr = opened.attr;
-        let (handle, ()) = core.add_handle(id, cred.clone(), |state| {
+        let (handle, ()) = core.add_handle(id, cred.clone(), flags, |state| {
             state.opened(attr, opened.data, now);
         });
         if truncate {
@@ -139,7 +139,7 @@ impl<B: Backend> Vfs<B> {
             Ok(attr) => {
                 let now = core.now();
                 core.recent.named(parent, &name, &attr);
-                let (handle, ()) = core.add_handle(attr.gfid.id, cred, |state| {
+                let (handle, ()) = core.add_handle(attr.gfid.id, cred, flags, |state| {
                     state.opened(attr, Some(Bytes::new()), now);
                 });
                 let direct = flags & libc::O_DIRECT != 0;
@@ -171,8 +171,13 @@ impl<B: Backend> Vfs<B> {
         if let Err(errno) = core.usable(&handle.node) {
             return Some(Err(errno));
         }
-        core.local_read(&handle, offset, len)
-            .or_else(|| core.ahead_read(&handle, offset, len))
+        let read = core
+            .local_read(&handle, offset, len)
+            .or_else(|| core.ahead_read(&handle, offset, len));
+        if let Some(Ok(_)) = read {
+            core.was_read(&handle);
+        }
+        read
     }
 
     /// Reads; shorter at the end of the file.
@@ -183,9 +188,16 @@ impl<B: Backend> Vfs<B> {
     pub async fn read(&self, handle: u64, offset: u64, len: u32) -> Res<Bytes> {
         let core = &self.0;
         let handle = core.handle(handle)?;
+        let data = self.read_range(&handle, offset, len).await?;
+        core.was_read(&handle);
+        Ok(data)
+    }
+
+    async fn read_range(&self, handle: &Arc<Handle>, offset: u64, len: u32) -> Res<Bytes> {
+        let core = &self.0;
         let node = handle.node.clone();
         core.usable(&node)?;
-        if let Some(result) = core.local_read(&handle, offset, len) {
+        if let Some(result) = core.local_read(handle, offset, len) {
             return result;
         }
         let (overlaps, len) = {
@@ -207,8 +219,8 @@ impl<B: Backend> Vfs<B> {
         if overlaps {
             core.settle(&node).await;
         }
-        core.plan_ahead(&handle, offset, len);
-        if let Some(data) = core.wait_ahead(&handle, offset, len).await {
+        core.plan_ahead(handle, offset, len);
+        if let Some(data) = core.wait_ahead(handle, offset, len).await {
             return data;
         }
         core.backend.read(node.id, offset, len).await
@@ -223,7 +235,9 @@ impl<B: Backend> Vfs<B> {
         let handle = self.0.handle(handle)?;
         self.0.usable(&handle.node)?;
         self.0.settle(&handle.node).await;
-        self.0.backend.read(handle.node.id, offset, len).await
+        let data = self.0.backend.read(handle.node.id, offset, len).await?;
+        self.0.was_read(&handle);
+        Ok(data)
     }
 
     /// Holds a write, if it may be held and there is room.
@@ -441,12 +455,12 @@ impl<B: Backend> Vfs<B> {
         let Some(handle) = core.handles.write().remove(&handle) else {
             return;
         };
-        let unanswered = {
+        let to_send = {
             let mut state = handle.node.state.lock();
             state.handles.remove(&handle.number);
-            state.unanswered()
+            state.unanswered() || state.has_read()
         };
-        if unanswered {
+        if to_send {
             core.start_flush(&handle.node);
         }
         core.forget_if_idle(&handle.node);

@@ -9,7 +9,7 @@ use mortar_protocol::watch::{Wait, last_cause, waits_for};
 
 use super::backend::{Backend, FileOp, Res};
 use super::node::Node;
-use super::{Core, MAX_AGE};
+use super::{Core, Handle, MAX_AGE};
 
 /// How often the timer looks for changes held long enough.
 const TICK: std::time::Duration = std::time::Duration::from_millis(200);
@@ -17,7 +17,11 @@ const TICK: std::time::Duration = std::time::Duration::from_millis(200);
 impl<B: Backend> Core<B> {
     /// Begins to send everything held of an inode.
     pub(super) fn start_flush(self: &Arc<Self>, node: &Arc<Node>) {
-        node.state.lock().cut(true, false);
+        {
+            let mut state = node.state.lock();
+            state.cut(true, false);
+            state.cut_read();
+        }
         self.pump(node);
     }
 
@@ -97,6 +101,7 @@ impl<B: Backend> Core<B> {
                 (next.batch.clone(), next.cred.clone(), next.durable)
             };
             let (ops, time) = batch.operations();
+            let only_read = batch.only_accessed();
             drop(batch);
             let result = self.backend.change(cred, node.id, ops, time, durable).await;
             self.recent.has_changed();
@@ -105,6 +110,11 @@ impl<B: Backend> Core<B> {
                 let mut state = node.state.lock();
                 match result {
                     Ok(changed) => state.batch_ends(changed, now),
+                    Err(errno) if only_read => {
+                        tracing::debug!(inode = %node.id, ?errno, "atime stays");
+                        state.read_failed();
+                        (0, false)
+                    }
                     Err(errno) => {
                         let cause = last_cause().unwrap_or_default();
                         tracing::warn!(inode = %node.id, ?errno, cause, "held changes were refused and are lost");
@@ -113,7 +123,7 @@ impl<B: Backend> Core<B> {
                 }
             };
             self.held.fetch_sub(bytes, Ordering::Relaxed);
-            if result.is_err() {
+            if result.is_err() && !only_read {
                 self.recent.forget(node.id);
             }
             if drop_pages {
@@ -183,13 +193,30 @@ impl<B: Backend> Core<B> {
             self.pump(node);
         }
         if first {
-            let mut dirty = self.dirty.lock();
-            dirty.nodes.push(Arc::downgrade(node));
-            if !dirty.ticking {
-                dirty.ticking = true;
-                let core = self.clone();
-                self.env.spawn(Box::pin(async move { core.tick().await }));
-            }
+            self.send_later(node);
+        }
+    }
+
+    /// Has the timer send what an inode holds.
+    fn send_later(self: &Arc<Self>, node: &Arc<Node>) {
+        let mut dirty = self.dirty.lock();
+        dirty.nodes.push(Arc::downgrade(node));
+        if !dirty.ticking {
+            dirty.ticking = true;
+            let core = self.clone();
+            self.env.spawn(Box::pin(async move { core.tick().await }));
+        }
+    }
+
+    /// A file was read: its atime moves, if reads move it.
+    pub(super) fn was_read(self: &Arc<Self>, handle: &Handle) {
+        if !self.tuning.atime() || handle.no_atime {
+            return;
+        }
+        let (time, now) = (self.env.wall(), self.now());
+        let tell = handle.node.state.lock().read(&handle.cred, time, now);
+        if tell {
+            self.send_later(&handle.node);
         }
     }
 
@@ -205,7 +232,7 @@ impl<B: Backend> Core<B> {
                     let Some(node) = node.upgrade() else {
                         return false;
                     };
-                    let since = node.state.lock().held_since;
+                    let since = node.state.lock().waits_since();
                     match since {
                         Some(since) if now.since(since) + TICK >= MAX_AGE => {
                             due.push(node);

@@ -44,10 +44,12 @@ pub struct Held {
 }
 
 /// Changes on their way: what one call of [`super::backend::Backend::change`] carries.
-#[derive(Debug)]
+#[derive(Default, Debug)]
 pub struct Batch {
     items: Vec<Item<Bytes>>,
     bytes: usize,
+    /// When the file was read, if that is to be told.
+    accessed: Option<Time>,
 }
 
 /// What is known here of a range.
@@ -185,7 +187,11 @@ impl Held {
             return None;
         }
         let items = items.into_iter().map(Item::freeze).collect();
-        Some(Batch { items, bytes })
+        Some(Batch {
+            items,
+            bytes,
+            accessed: None,
+        })
     }
 
     /// Forgets everything.
@@ -213,6 +219,19 @@ impl Held {
 }
 
 impl Batch {
+    /// Tells of a read too.
+    pub fn accessed(self, time: Option<Time>) -> Self {
+        Self {
+            accessed: time.or(self.accessed),
+            ..self
+        }
+    }
+
+    /// Whether it changes nothing, and only tells of a read.
+    pub fn only_accessed(&self) -> bool {
+        self.items.is_empty()
+    }
+
     /// Bytes it takes, overhead included.
     pub fn bytes(&self) -> usize {
         self.bytes
@@ -221,6 +240,7 @@ impl Batch {
     /// Changes `attr` to what it looks like with these changes made.
     pub fn show(&self, attr: &mut Attr) {
         self.items.iter().for_each(|item| item.show(attr));
+        attr.atime = attr.atime.max(self.accessed.unwrap_or(attr.atime));
     }
 
     /// As [`Held::fill`].
@@ -269,6 +289,7 @@ impl Batch {
                 ..SetAttr::default()
             }));
         }
+        ops.extend(self.accessed.map(FileOp::Accessed));
         (ops, time)
     }
 }

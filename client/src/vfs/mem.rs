@@ -171,8 +171,11 @@ impl Inner {
         let inode = self.inode(id)?;
         let before = inode.attr.change;
         let mut appended_at = None;
+        let only_read = ops.iter().all(|op| matches!(op, FileOp::Accessed(_)));
         for op in ops {
-            inode.attr.ctime = time;
+            if !only_read {
+                inode.attr.ctime = time;
+            }
             match op {
                 FileOp::Write { offset, data } => inode.write(offset, &data, time),
                 FileOp::Append { data } => {
@@ -185,6 +188,7 @@ impl Inner {
                     inode.attr.mtime = time;
                 }
                 FileOp::Set(set) => inode.set(&set),
+                FileOp::Accessed(time) => inode.attr.atime = inode.attr.atime.max(time),
                 FileOp::Punch { offset, len } => {
                     let size = inode.data.len();
                     let last = ((offset + len) as usize).min(size);
@@ -213,7 +217,7 @@ impl Inner {
                 }
             }
         }
-        inode.attr.change += 1;
+        inode.attr.change += u64::from(!only_read);
         inode.attr.size = inode.data.len() as u64;
         inode.attr.blocks = inode.attr.size.div_ceil(4096) * 8;
         inode.attr.has_xattr = !inode.xattrs.is_empty();

@@ -65,6 +65,8 @@ pub struct Options {
     pub write_behind: bool,
     /// Most bytes held per file (`performance.write-behind-window-size`).
     pub window: usize,
+    /// Reads change atime (`ctime.noatime off`).
+    pub atime: bool,
     /// Read ahead of sequential readers (`performance.read-ahead`).
     pub read_ahead: bool,
     /// How long attributes may be shown without asking.
@@ -80,6 +82,7 @@ impl Default for Options {
         Self {
             write_behind: true,
             window: 4 << 20,
+            atime: false,
             read_ahead: true,
             attr_ttl: Duration::from_secs(1),
             entry_ttl: Duration::from_secs(1),
@@ -93,6 +96,7 @@ impl Default for Options {
 struct Tuning {
     write_behind: AtomicBool,
     window: AtomicUsize,
+    atime: AtomicBool,
 }
 
 impl Tuning {
@@ -102,6 +106,10 @@ impl Tuning {
 
     fn window(&self) -> usize {
         self.window.load(Ordering::Relaxed)
+    }
+
+    fn atime(&self) -> bool {
+        self.atime.load(Ordering::Relaxed)
     }
 }
 
@@ -118,6 +126,8 @@ struct Handle {
     node: Arc<Node>,
     /// Who opened it.
     cred: Cred,
+    /// Its reads leave atime alone (O_NOATIME).
+    no_atime: bool,
     ahead: Mutex<Ahead>,
     listing: Mutex<Fetched>,
     /// Owners that took locks through it.
@@ -168,6 +178,7 @@ impl<B: Backend> Vfs<B> {
             tuning: Tuning {
                 write_behind: AtomicBool::new(options.write_behind),
                 window: AtomicUsize::new(options.window),
+                atime: AtomicBool::new(options.atime),
             },
             options,
             nodes: Mutex::default(),
@@ -203,6 +214,11 @@ impl<B: Backend> Vfs<B> {
     pub fn set_write_behind(&self, on: bool, window: usize) {
         self.0.tuning.write_behind.store(on, Ordering::Relaxed);
         self.0.tuning.window.store(window, Ordering::Relaxed);
+    }
+
+    /// Says whether reads change atime from now on.
+    pub fn set_atime(&self, on: bool) {
+        self.0.tuning.atime.store(on, Ordering::Relaxed);
     }
 
     /// The volume below.
@@ -314,11 +330,12 @@ impl<B: Backend> Core<B> {
         self.node(id).is_some_and(|node| !node.state.lock().idle())
     }
 
-    /// Makes a handle; `then` runs with its node locked.
+    /// Makes a handle; `then` runs with its node locked. `flags` are those of open(2).
     fn add_handle<T>(
         &self,
         id: InodeId,
         cred: Cred,
+        flags: i32,
         then: impl FnOnce(&mut node::State) -> T,
     ) -> (u64, T) {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
@@ -338,6 +355,7 @@ impl<B: Backend> Core<B> {
             number,
             node,
             cred,
+            no_atime: flags & libc::O_NOATIME != 0,
             ahead: Mutex::default(),
             listing: Mutex::default(),
             lockers: Mutex::default(),

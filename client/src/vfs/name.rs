@@ -152,7 +152,7 @@ impl<B: Backend> Vfs<B> {
 
     /// Opens a directory; only this client's own memory is touched.
     pub fn open_dir(&self, cred: Cred, id: InodeId) -> u64 {
-        self.0.add_handle(id, cred, |_| ()).0
+        self.0.add_handle(id, cred, 0, |_| ()).0
     }
 
     /// The directory that holds `dir`, as a listing shows it.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use mortar_protocol::attr::{Attr, Cred, FileKind};
+use mortar_protocol::attr::{Attr, Cred, FileKind, Time};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::Errno;
 use mortar_protocol::ids::{InodeId, SessionId};
@@ -54,6 +54,18 @@ struct Contents {
     at: Mono,
 }
 
+/// A read of a file that moves its atime.
+#[derive(Debug)]
+struct Access {
+    time: Time,
+    at: Mono,
+    /// Who read.
+    cred: Cred,
+}
+
+/// atime moves at least once in so many seconds in which the file is read.
+const A_DAY: i64 = 24 * 60 * 60;
+
 /// See [`Node`].
 #[derive(Debug, Default)]
 pub struct State {
@@ -78,6 +90,8 @@ pub struct State {
     held_cred: Cred,
     /// When the oldest of them was made.
     pub held_since: Option<Mono>,
+    /// A read that is to be told of.
+    accessed: Option<Access>,
     /// Batches in order.
     pub sent: VecDeque<Sent>,
     sent_bytes: usize,
@@ -140,8 +154,52 @@ impl State {
         self.shown = self.base.map(|(mut attr, _)| {
             self.sent.iter().for_each(|sent| sent.batch.show(&mut attr));
             self.held.show(&mut attr);
+            let read = self.accessed.as_ref().map(|access| access.time);
+            attr.atime = attr.atime.max(read.unwrap_or(attr.atime));
             attr
         });
+    }
+
+    /// The file was read at `time`: shows that where atime does not say yet that it was read since its last change, or
+    /// today (what `relatime` means). True if that is to be told to the servers, now or with the next change.
+    pub fn read(&mut self, cred: &Cred, time: Time, now: Mono) -> bool {
+        let Some(attr) = self.shown.as_mut().filter(|attr| {
+            let old = attr.atime <= attr.mtime
+                || attr.atime <= attr.ctime
+                || attr.atime.secs.saturating_add(A_DAY) <= time.secs;
+            attr.kind == FileKind::File && old && attr.atime < time
+        }) else {
+            return false;
+        };
+        if self.accessed.is_some() || self.handles.is_empty() {
+            return false;
+        }
+        attr.atime = time;
+        self.accessed = Some(Access {
+            time,
+            at: now,
+            cred: cred.clone(),
+        });
+        true
+    }
+
+    /// Since when something waits to be sent.
+    pub fn waits_since(&self) -> Option<Mono> {
+        let read = self.accessed.as_ref().map(|access| access.at);
+        self.held_since.into_iter().chain(read).min()
+    }
+
+    /// Whether a read is still to be told of.
+    pub fn has_read(&self) -> bool {
+        self.accessed.is_some()
+    }
+
+    /// Moves a read that no change has taken along to the batches.
+    pub fn cut_read(&mut self) {
+        if let Some(access) = self.accessed.take() {
+            let batch = Batch::default().accessed(Some(access.time));
+            self.push(batch, access.cred, false);
+        }
     }
 
     /// Attributes arrived with an answer. Gives what to show instead, or `None` if the answer is older than what
@@ -216,16 +274,8 @@ impl State {
             if self.held.is_empty() {
                 self.held_since = None;
             }
-            self.next_number += 1;
-            self.sent_bytes += batch.bytes();
-            self.sent.push_back(Sent {
-                number: self.next_number,
-                durable,
-                started: false,
-                cred: self.held_cred.clone(),
-                batch: Arc::new(batch),
-                ahead: (false, None),
-            });
+            let read = self.accessed.take().map(|access| access.time);
+            self.push(batch.accessed(read), self.held_cred.clone(), durable);
         }
         let last = match self.sent.back_mut() {
             Some(last) => {
@@ -235,6 +285,19 @@ impl State {
             None => false,
         };
         (self.next_number, last)
+    }
+
+    fn push(&mut self, batch: Batch, cred: Cred, durable: bool) {
+        self.next_number += 1;
+        self.sent_bytes += batch.bytes();
+        self.sent.push_back(Sent {
+            number: self.next_number,
+            durable,
+            started: false,
+            cred,
+            batch: Arc::new(batch),
+            ahead: (false, None),
+        });
     }
 
     /// Batches with much data behind the one being sent, whose data may go ahead now.
@@ -294,6 +357,12 @@ impl State {
         (bytes, drop)
     }
 
+    /// The first batch only told of a read, and failed: nobody is to hear of it.
+    pub fn read_failed(&mut self) {
+        self.sent.pop_front();
+        self.show();
+    }
+
     /// The first batch failed: everything unanswered goes, every handle is to hear of it. Gives the bytes freed.
     pub fn batch_failed(&mut self, errno: Errno) -> usize {
         let bytes = self.bytes();
@@ -301,6 +370,7 @@ impl State {
         self.sent_bytes = 0;
         self.held.clear();
         self.held_since = None;
+        self.accessed = None;
         self.base = None;
         self.shown = None;
         self.forget_pages();
@@ -313,6 +383,12 @@ impl State {
     fn changed(&mut self, changed: Changed, now: Mono) -> bool {
         if changed.attr.kind == FileKind::Dir {
             return false;
+        }
+        if changed.before == changed.attr.change {
+            // Nothing but the time of a read: pages and what was read ahead stay right.
+            self.arrived(changed.attr, now);
+            self.show();
+            return self.chained();
         }
         // What was read before the change is no longer right, also if another client did not interfere.
         self.contents = None;

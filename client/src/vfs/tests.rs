@@ -164,6 +164,68 @@ fn what_is_held_is_sent_after_a_second() {
 }
 
 #[test]
+fn reads_move_atime_where_the_volume_wants_it() {
+    run(async {
+        let rig = rig_with(Options {
+            atime: true,
+            ..Options::default()
+        });
+        let (id, handle) = rig.create("a").await;
+        rig.vfs.try_write(handle, 0, b"x", how(0)).unwrap().unwrap();
+        rig.vfs.fsync(handle).await.unwrap();
+        let written = rig.mem.attr(id);
+        rig.mem.log();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let read = async || rig.vfs.read(handle, 0, 10).await.unwrap();
+        assert_eq!(&read().await[..], b"x");
+        let shown = rig.vfs.try_getattr(id).unwrap().0;
+        assert!(shown.atime > written.mtime);
+        assert_eq!(rig.mem.log(), ["read 0 10"], "told later");
+        assert_eq!(rig.vfs.try_flush(handle, 1), Some(Ok(())), "nobody waits");
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        assert_eq!(rig.mem.log(), ["change 1"]);
+        let told = rig.mem.attr(id);
+        let atime = shown.atime;
+        assert_eq!(told, Attr { atime, ..written }, "nothing else has changed");
+        // It says already that the file was read since it was changed.
+        read().await;
+        rig.vfs.flush_all().await;
+        assert_eq!(rig.mem.log(), ["read 0 10"]);
+        // A change takes it along; a day later it moves without one.
+        rig.vfs.try_write(handle, 0, b"y", how(0)).unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        read().await;
+        rig.vfs.flush(root(), handle, 1).await.unwrap();
+        assert_eq!(rig.mem.log(), ["change 2"]);
+        assert!(rig.mem.attr(id).atime > rig.mem.attr(id).mtime);
+        tokio::time::sleep(Duration::from_secs(24 * 60 * 60)).await;
+        read().await;
+        rig.mem.log();
+        // Servers that refuse it bother nobody.
+        rig.mem.fail_next(Errno::EROFS);
+        rig.vfs.flush_all().await;
+        assert_eq!(rig.mem.log(), ["change 1"]);
+        rig.vfs.flush(root(), handle, 1).await.unwrap();
+        read().await;
+        rig.vfs.set_atime(false);
+        rig.vfs.drop_handle(handle);
+        rig.vfs.flush_all().await;
+        assert_eq!(rig.vfs.known_inodes(), 0);
+        // Handles that were opened so, and volumes that say so, leave it alone.
+        let before = rig.mem.attr(id);
+        for (flags, on) in [(libc::O_NOATIME, true), (0, false)] {
+            tokio::time::sleep(Duration::from_secs(48 * 60 * 60)).await;
+            rig.vfs.set_atime(on);
+            let handle = rig.vfs.open(root(), id, flags).await.unwrap().handle;
+            rig.vfs.read(handle, 0, 10).await.unwrap();
+            rig.vfs.drop_handle(handle);
+            rig.vfs.flush_all().await;
+        }
+        assert_eq!(rig.mem.attr(id), before);
+    });
+}
+
+#[test]
 fn fsync_sends_changes_and_flush_in_one_request() {
     run(async {
         let rig = rig();

@@ -118,7 +118,36 @@ impl Volume {
         Ok(whole.freeze())
     }
 
+    /// Reads within a shard. What no member can give whole is put together from blocks that some member can read.
     async fn read_one(&self, id: InodeId, span: Span, cut: Cut) -> Result<Bytes, Fault> {
+        match self.read_whole(id, span, cut).await {
+            Err(Fault::Corrupt) if span.len > BLOCK => self.read_blocks(id, span, cut).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn read_blocks(&self, id: InodeId, span: Span, cut: Cut) -> Result<Bytes, Fault> {
+        let mut whole = BytesMut::with_capacity(span.len as usize);
+        let end = span.offset + span.len;
+        let mut offset = span.offset;
+        while offset < end {
+            let len = (BLOCK - offset % BLOCK).min(end - offset);
+            let block = Span {
+                offset,
+                len,
+                ..span
+            };
+            let read = self.read_whole(id, block, cut).await?;
+            whole.extend_from_slice(&read);
+            if (read.len() as u64) < len {
+                break;
+            }
+            offset += len;
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn read_whole(&self, id: InodeId, span: Span, cut: Cut) -> Result<Bytes, Fault> {
         let fop = Fop::Read {
             id,
             shard: span.shard,

@@ -54,6 +54,7 @@ use mortar_protocol::error::Errno;
 use mortar_protocol::ids::{InodeId, SessionId, SetIndex};
 use mortar_protocol::transport::Transport;
 use mortar_protocol::view::VolumeInfo;
+use mortar_protocol::watch::Watch;
 use parking_lot::RwLock;
 
 use crate::remote::{Cluster, Set, SetState, within};
@@ -65,6 +66,8 @@ use paths::Opens;
 
 /// Connecting gives up after this: a mount of a server that is not there fails within 5 s.
 const CONNECT: Duration = Duration::from_secs(4);
+/// Beyond `cluster.open-wait`: the time in which a set opens once it waits for nobody any more.
+const OPENING: Duration = Duration::from_secs(5);
 /// Closing waits so long for transactions to be finished.
 const FINISH: Duration = Duration::from_secs(2);
 
@@ -97,18 +100,29 @@ impl Volume {
     /// Connects to the volume `name` through one of `servers`.
     ///
     /// # Errors
-    /// See [`ConnectError`]; within 5 s.
+    /// See [`ConnectError`]; within 5 s, unless the servers answer and a set still waits for members.
     pub async fn connect(
         env: Arc<dyn Env>,
         transport: Arc<dyn Transport>,
         servers: &[SocketAddr],
         name: &str,
     ) -> Result<Self, ConnectError> {
-        let until = env.now().after(CONNECT);
+        let volume = Self::reach(env, transport, servers, name).await?;
+        volume.opened(|_| {}).await?;
+        Ok(volume)
+    }
+
+    /// Connects without waiting for the sets: [`Self::opened`] must follow.
+    pub(crate) async fn reach(
+        env: Arc<dyn Env>,
+        transport: Arc<dyn Transport>,
+        servers: &[SocketAddr],
+        name: &str,
+    ) -> Result<Self, ConnectError> {
         let cluster = Cluster::connect(env, transport, servers, name, CONNECT).await?;
         let opens = Arc::new(Opens::default());
         let check = Arc::clone(&opens);
-        let volume = Self(Arc::new(Inner {
+        Ok(Self(Arc::new(Inner {
             cluster,
             ahead: Arc::default(),
             names: Names::default(),
@@ -120,17 +134,45 @@ impl Volume {
             lock_loss: RwLock::new(Arc::new(|_, _| {})),
             at_chores: AtomicBool::new(false),
             finishing: Arc::default(),
-        }));
-        // The root's set must answer; a daemon that has just started may need a moment.
+        })))
+    }
+
+    /// Waits until the volume's root answers: for a moment, or, where the servers say that a set still waits for
+    /// members, for as long as they may. `waiting` is told once what for.
+    pub(crate) async fn opened(&self, waiting: impl Fn(&str)) -> Result<(), ConnectError> {
+        let (cluster, start) = (&self.0.cluster, self.env().now());
+        let name = || self.info().name.clone();
+        let mut told = false;
         loop {
-            match volume.getattr(InodeId::ROOT).await {
+            let errno = match self.getattr(InodeId::ROOT).await {
                 Ok(_) => break,
-                Err(Errno::ENOTCONN) if volume.env().now() < until => {}
-                Err(errno) => return Err(ConnectError::NotServing(name.to_owned(), errno)),
+                Err(errno) => errno,
+            };
+            let waited = self.env().now().since(start);
+            let not_serving = ConnectError::NotServing(name(), errno);
+            if errno != Errno::ENOTCONN {
+                return Err(not_serving);
+            }
+            let Some(missing) = cluster.missing().await? else {
+                if waited < CONNECT {
+                    continue;
+                }
+                return Err(not_serving);
+            };
+            if waited >= cluster.open_wait() + OPENING {
+                return Err(ConnectError::NotOpen(name(), waited.as_secs(), missing));
+            }
+            if !std::mem::replace(&mut told, true) {
+                let most = cluster.open_wait() + OPENING;
+                waiting(&format!(
+                    "volume {} is opening (up to {} s): {missing}",
+                    name(),
+                    most.as_secs()
+                ));
             }
         }
-        background::start(&volume.0);
-        Ok(volume)
+        background::start(&self.0);
+        Ok(())
     }
 
     /// Ends the session on all sets, once the sets have heard how its transactions ended (or after a while: others tell
@@ -168,6 +210,11 @@ impl Volume {
     /// them.
     pub fn set_lock_loss(&self, told: LockLoss) {
         *self.0.lock_loss.write() = told;
+    }
+
+    /// Says who is told of what goes wrong outside of any operation: data read ahead that one member cannot read.
+    pub fn set_watch(&self, watch: Arc<Watch>) {
+        self.0.cluster.set_watch(watch);
     }
 
     /// Size of a shard in bytes: files up to it lie on one set.

@@ -140,7 +140,7 @@ pub(super) struct Plan {
 pub(super) fn is_data(op: &FileOp) -> bool {
     !matches!(
         op,
-        FileOp::Set(_) | FileOp::SetXattr { .. } | FileOp::RemoveXattr { .. }
+        FileOp::Set(_) | FileOp::Accessed(_) | FileOp::SetXattr { .. } | FileOp::RemoveXattr { .. }
     )
 }
 
@@ -206,6 +206,10 @@ impl Place<'_> {
                 }
                 FileOp::Set(set) => {
                     let op = InodeOp::SetAttr(set.clone());
+                    plan.last.push(Planned::Op(op));
+                }
+                FileOp::Accessed(time) => {
+                    let op = InodeOp::Accessed { time: *time };
                     plan.last.push(Planned::Op(op));
                 }
                 FileOp::SetXattr { name, value, mode } => {

@@ -1,7 +1,7 @@
 //! What the methods of [`Volume`](super::Volume) take and give.
 
 use bytes::Bytes;
-use mortar_protocol::attr::{Attr, FileKind, SetAttr};
+use mortar_protocol::attr::{Attr, FileKind, SetAttr, Time};
 use mortar_protocol::error::Errno;
 use mortar_protocol::fop::{DirEntry, XattrMode};
 
@@ -97,6 +97,8 @@ pub enum FileOp {
     },
     /// Changes attributes. `kill_suid` comes before `perm`.
     Set(SetAttr),
+    /// The file was read then.
+    Accessed(Time),
     /// Reserves space (fallocate).
     Reserve {
         /// First byte.

@@ -9,6 +9,21 @@ use crate::env::Mono;
 pub const SPAN: Duration = Duration::from_secs(10);
 /// Kinds of messages remembered; beyond it the oldest is told and forgotten.
 const KINDS: usize = 64;
+/// Messages about single files are repeats of each other as far as the files share one of so many places.
+const FILES: u64 = 16;
+
+/// The place of a file among those that messages tell apart.
+pub fn place_of(inode: u64) -> u64 {
+    inode % FILES
+}
+
+/// What a line says at its end of those like it that were only counted.
+pub fn and_more(more: u64) -> String {
+    match more {
+        0 => String::new(),
+        more => format!(" ({more} more since the last such line)"),
+    }
+}
 
 #[derive(Debug)]
 struct Told {

@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::env::Mono;
 use crate::error::Errno;
 
-pub use gather::{Gather, SPAN};
+pub use gather::{Gather, SPAN, and_more, place_of};
 pub use histogram::{Histograms, OpStats, Sum};
 
 /// An operation older than this is logged, once.

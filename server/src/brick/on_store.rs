@@ -7,7 +7,7 @@ use bytes::Bytes;
 use mortar_protocol::entry::{Entry, Object, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
-use mortar_protocol::ids::{BrickId, Pos, Seq, SessionId, StageId};
+use mortar_protocol::ids::{Pos, Seq, SessionId, StageId};
 use mortar_protocol::report::MemberRuns;
 use mortar_protocol::view::View;
 
@@ -28,12 +28,6 @@ fn read_fault(err: &ReadError) -> Fault {
         ReadError::Corrupt | ReadError::Io(_) => Fault::Corrupt,
         ReadError::Metadata(err) => fault(err),
     }
-}
-
-/// Another member may have it; a person should know of it all the same.
-fn log_unreadable(brick: BrickId, object: Object, offset: u64, len: usize, error: &ReadError) {
-    let (inode, shard, gfid) = (object.id.0, object.shard, object.id.gfid_half());
-    tracing::error!(%brick, gfid, inode, shard, offset, len, %error, "data cannot be read");
 }
 
 impl LogReader for Store {
@@ -145,11 +139,11 @@ impl Storage for Store {
     }
 
     fn start_read(&self, range: (Object, u64, usize), at: Seq, idle: bool, done: ReadDone) {
-        let brick = self.superblock().brick;
+        let unreadable = Arc::clone(self.unreadable());
         let (object, offset, len) = range;
         let done = Box::new(move |result: Result<Bytes, ReadError>| {
             done(result.map_err(|err| {
-                log_unreadable(brick, object, offset, len, &err);
+                unreadable.met(object, offset, len, &err);
                 read_fault(&err)
             }));
         });
@@ -158,7 +152,7 @@ impl Storage for Store {
 
     fn read_now(&self, object: Object, offset: u64, len: usize, at: Seq) -> Result<Bytes, Fault> {
         Self::read_now(self, object, offset, len, at).map_err(|err| {
-            log_unreadable(self.superblock().brick, object, offset, len, &err);
+            self.unreadable().met(object, offset, len, &err);
             read_fault(&err)
         })
     }

@@ -157,6 +157,12 @@ impl Run<'_, '_, '_> {
                 Ok(())
             }
             InodeOp::Modified => self.modified(),
+            InodeOp::Accessed { time } => match access::check(self.work, id, access::READ) {
+                Ok(()) => self.work.accessed(id, *time),
+                // The changes that it came with are made all the same.
+                Err(Fault::Refused(Errno::EACCES)) => Ok(()),
+                Err(fault) => Err(fault),
+            },
             InodeOp::DirTimes { others } => {
                 let inode = self.work.inode_mut(id, Errno::ESTALE)?;
                 if let Some(hand) = &mut inode.hand {

@@ -169,6 +169,22 @@ impl<'a> Working<'a> {
         Ok(inode)
     }
 
+    /// Moves an inode's atime forward, and nothing else of it.
+    pub(super) fn accessed(&mut self, id: InodeId, time: Time) -> Result<(), Fault> {
+        let slot = self.load_inode(id)?;
+        let inode = slot.now.as_mut().ok_or(Fault::Refused(Errno::ESTALE))?;
+        if inode.atime >= time {
+            return Ok(());
+        }
+        inode.atime = time;
+        if !slot.changed {
+            // Replaced at the end if this operation also changes the inode.
+            let value = records::encode(inode);
+            self.put(records::inode_key(id), value);
+        }
+        Ok(())
+    }
+
     /// A new inode.
     pub(super) fn insert_inode(&mut self, id: InodeId, inode: Inode) -> Result<(), Fault> {
         self.inodes.insert(

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod bricks;
+pub mod command;
 pub mod core_thread;
 pub mod daemon;
 pub mod data_dir;

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::brick::{Brick, LookError, Upto};
 use super::check::{Report, check};
-use super::export::export;
+use super::export::{export, export_all};
 use super::info;
 use super::volume::{FileError, Found, Node, PIECE, Volume};
 use super::wipe::{WipeError, wipe};
@@ -189,8 +189,10 @@ fn execute(command: Command, out: &mut dyn Write, err: &mut dyn Write) -> Result
                 return Err(Failure::NoTarget);
             }
             let volume = Bricks { devices, upto }.volume(err)?;
-            let node = volume.resolve(&path)?;
-            let summary = export(&volume, &node, &to);
+            let summary = match path.split('/').all(|name| matches!(name, "" | ".")) {
+                true => export_all(&volume, &to),
+                false => export(&volume, &volume.resolve(&path)?, &to),
+            };
             for line in &summary.problems {
                 writeln!(err, "{line}")?;
             }

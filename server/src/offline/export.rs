@@ -1,6 +1,6 @@
 //! `brick export`: copies a volume's files out, with owners, modes, times, extended attributes, holes and hard links.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,10 +13,14 @@ use mortar_protocol::ids::InodeId;
 use mortar_protocol::limits::BLOCK;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Timespec, Timestamps, Uid, XattrFlags};
 
-use super::volume::{FileError, Node, PIECE, Volume};
+use super::volume::{FileError, Found, Node, PIECE, Volume};
 
 /// Directories deeper than this are not followed.
 const MAX_DEPTH: usize = 4096;
+/// The directory for what lies in a directory of which only the id is known.
+const LOST: &str = "lost+found";
+/// Why something is not where its name says, or at all.
+const NAME_ELSEWHERE: &str = "its name lies on bricks of a set that is not given";
 
 /// What an export did.
 #[derive(Default, Debug)]
@@ -31,25 +35,69 @@ pub(super) struct Summary {
     pub(super) lost: BTreeMap<&'static str, u64>,
 }
 
+/// A file with several names.
+struct Linked {
+    /// Where it was put.
+    first: PathBuf,
+    /// Names it was given.
+    names: u32,
+}
+
 /// A copy under way.
 struct Export<'a> {
     volume: &'a Volume,
     summary: Summary,
-    /// Where files with several names were put.
-    links: BTreeMap<InodeId, PathBuf>,
+    /// Files with several names.
+    links: BTreeMap<InodeId, Linked>,
     /// Directories from the root to the current one.
     above: Vec<InodeId>,
+    /// What was taken along.
+    seen: BTreeSet<InodeId>,
+    /// Where directories were put.
+    dirs: BTreeMap<InodeId, PathBuf>,
+    /// Directories in which something was put after their times had been set.
+    touched: BTreeSet<InodeId>,
+}
+
+impl<'a> Export<'a> {
+    fn new(volume: &'a Volume) -> Self {
+        Self {
+            volume,
+            summary: Summary::default(),
+            links: BTreeMap::new(),
+            above: Vec::new(),
+            seen: BTreeSet::new(),
+            dirs: BTreeMap::new(),
+            touched: BTreeSet::new(),
+        }
+    }
 }
 
 /// Copies `node` to `target`, which must not exist, or be an empty directory if `node` is one.
 pub(super) fn export(volume: &Volume, node: &Node, target: &Path) -> Summary {
-    let mut export = Export {
-        volume,
-        summary: Summary::default(),
-        links: BTreeMap::new(),
-        above: Vec::new(),
-    };
+    let mut export = Export::new(volume);
     export.node(node, target);
+    export.summary
+}
+
+/// Copies everything on the given bricks to `target`, which must not exist, or be an empty directory: also what no name
+/// on them leads to, because bricks of other sets are missing. That goes where its inode says it was, or below
+/// `lost+found`.
+pub(super) fn export_all(volume: &Volume, target: &Path) -> Summary {
+    let mut export = Export::new(volume);
+    let root = volume.node(InodeId::ROOT);
+    export.directory(InodeId::ROOT, root.as_ref().ok(), target);
+    if let Err(error) = root {
+        export.problem(target, error);
+    }
+    // Nothing else is put into a directory that is not the volume's.
+    if export.dirs.contains_key(&InodeId::ROOT) {
+        match volume.inodes() {
+            Ok(ids) => ids.into_iter().for_each(|id| export.unnamed(id, target)),
+            Err(error) => export.problem(target, error),
+        }
+        export.times_again();
+    }
     export.summary
 }
 
@@ -61,18 +109,19 @@ impl Export<'_> {
 
     fn node(&mut self, node: &Node, target: &Path) {
         let made = match node.attr.kind {
-            FileKind::Dir => return self.directory(node, target),
+            FileKind::Dir => return self.directory(node.attr.gfid.id, Some(node), target),
             FileKind::File => self.file(node, target),
             _ => self.special(node, target),
         };
+        self.seen.insert(node.attr.gfid.id);
         match made {
             Ok(()) => self.properties(node, target),
             Err(error) => self.problem(target, error),
         }
     }
 
-    fn directory(&mut self, node: &Node, target: &Path) {
-        let id = node.attr.gfid.id;
+    /// Copies a directory; without `node` only the names in it are known.
+    fn directory(&mut self, id: InodeId, node: Option<&Node>, target: &Path) {
         if self.above.contains(&id) || self.above.len() >= MAX_DEPTH {
             return self.problem(target, "the directory lies within itself");
         }
@@ -84,12 +133,14 @@ impl Export<'_> {
         }
         self.summary.directories += 1;
         self.above.push(id);
+        self.seen.insert(id);
+        self.dirs.insert(id, target.to_owned());
         let mut odd = Vec::new();
         match self.volume.list(id, &mut odd) {
             Ok(entries) => {
                 for (name, found) in entries {
                     let path = target.join(OsStr::from_bytes(&name));
-                    self.entry(found.gfid.id, &path);
+                    self.entry(&found, &path);
                 }
             }
             Err(error) => self.problem(target, error),
@@ -97,24 +148,128 @@ impl Export<'_> {
         self.summary.problems.append(&mut odd);
         self.above.pop();
         // Last, because what is created in it changes its times.
-        self.properties(node, target);
+        if let Some(node) = node {
+            self.properties(node, target);
+        }
     }
 
-    fn entry(&mut self, id: InodeId, path: &Path) {
-        if let Some(first) = self.links.get(&id) {
-            if let Err(error) = std::fs::hard_link(first, path) {
+    fn entry(&mut self, found: &Found, path: &Path) {
+        let id = found.gfid.id;
+        if let Some(linked) = self.links.get_mut(&id) {
+            linked.names += 1;
+            if let Err(error) = std::fs::hard_link(&linked.first, path) {
                 self.problem(path, error);
             }
             return;
         }
         match self.volume.node(id) {
-            Ok(node) => {
-                self.node(&node, path);
-                if node.attr.nlink > 1 && !node.inode.is_dir() {
-                    self.links.insert(id, path.to_owned());
+            Ok(node) => self.first_name(&node, path),
+            Err(error) => {
+                self.problem(path, error);
+                if found.kind == FileKind::Dir {
+                    self.directory(id, None, path);
                 }
             }
-            Err(error) => self.problem(path, error),
+        }
+    }
+
+    fn first_name(&mut self, node: &Node, path: &Path) {
+        self.node(node, path);
+        if node.attr.nlink > 1 && !node.inode.is_dir() {
+            let first = path.to_owned();
+            let linked = Linked { first, names: 1 };
+            self.links.insert(node.attr.gfid.id, linked);
+        }
+    }
+
+    /// Takes along what names on the given bricks do not lead to: an inode, or further names of one.
+    fn unnamed(&mut self, id: InodeId, target: &Path) {
+        let names = self.links.get(&id).map(|linked| linked.names);
+        if self.seen.contains(&id) && names.is_none() {
+            return;
+        }
+        let node = match self.volume.node(id) {
+            Ok(node) => node,
+            Err(error) => return self.problem(&target.join(LOST).join(id.to_string()), error),
+        };
+        // Unlinked, and only kept because somebody had it open.
+        if node.inode.nlink == 0 || names.is_some_and(|names| names >= node.attr.nlink) {
+            return;
+        }
+        if node.inode.links.is_empty() && names.is_none() {
+            let lost = self.lost(target);
+            return self.found(&node, &lost.join(id.to_string()));
+        }
+        for (parent, name) in &node.inode.links {
+            if self.seen.contains(&id) && node.inode.is_dir() {
+                return;
+            }
+            let dir = self.place(*parent, target, 0);
+            let path = dir.join(OsStr::from_bytes(name));
+            if std::fs::symlink_metadata(&path).is_err() {
+                self.touched.insert(*parent);
+                self.found(&node, &path);
+            } else if !self.seen.contains(&id) {
+                let lost = self.lost(target);
+                self.found(&node, &lost.join(id.to_string()));
+            }
+        }
+    }
+
+    /// Puts something where no name that was read led.
+    fn found(&mut self, node: &Node, path: &Path) {
+        self.problem(path, NAME_ELSEWHERE);
+        let found = Found {
+            gfid: node.attr.gfid,
+            kind: node.attr.kind,
+        };
+        self.entry(&found, path);
+    }
+
+    /// Where a directory is, which is put there if it was not met yet.
+    fn place(&mut self, id: InodeId, target: &Path, depth: usize) -> PathBuf {
+        if let Some(path) = self.dirs.get(&id) {
+            return path.clone();
+        }
+        let node = self.volume.node(id).ok();
+        let link = node.as_ref().and_then(|node| node.inode.links.first());
+        let path = match link {
+            Some((parent, name)) if depth < MAX_DEPTH => {
+                let above = self.place(*parent, target, depth + 1);
+                self.touched.insert(*parent);
+                above.join(OsStr::from_bytes(name))
+            }
+            _ => self.lost(target).join(id.to_string()),
+        };
+        // Its names may lead back to where this began.
+        if let Some(path) = self.dirs.get(&id) {
+            return path.clone();
+        }
+        self.problem(&path, NAME_ELSEWHERE);
+        self.directory(id, node.as_ref(), &path);
+        self.dirs.entry(id).or_insert(path).clone()
+    }
+
+    fn lost(&mut self, target: &Path) -> PathBuf {
+        let lost = target.join(LOST);
+        match std::fs::create_dir(&lost) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                self.problem(&lost, error)
+            }
+            _ => {}
+        }
+        self.touched.insert(InodeId::ROOT);
+        lost
+    }
+
+    /// Sets the times of directories again that changed after they were complete.
+    fn times_again(&mut self) {
+        for id in std::mem::take(&mut self.touched) {
+            if let (Some(path), Ok(node)) = (self.dirs.get(&id), self.volume.node(id)) {
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                let set = rustix::fs::utimensat(CWD, path, &timestamps(&node.attr), flags);
+                self.count("times", set);
+            }
         }
     }
 

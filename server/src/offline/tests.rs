@@ -328,6 +328,124 @@ fn a_volume_is_exported_whole_from_one_brick_of_each_set() {
     assert_eq!(sound, Some(false), "the target is not empty: {failure}");
 }
 
+/// Two sets: names in the root and inodes lie on either. Of set 0: the root, `dir` (its name on set 1), in it `here`;
+/// `named-there` (name on set 1), `two` (its second name, in `dir`, on set 1), and a file in a directory of set 1. Of set
+/// 1: the directory `other`, in it `below`, and the name `gone` of an inode of set 0 that is not there.
+fn torn(dir: &Path) -> [PathBuf; 2] {
+    let mut one = Writer::new(dir, "one", 0);
+    let mut two = Writer::new(dir, "two", 1);
+    let linked = |mut inode: Inode, links: &[(u64, &'static str)]| {
+        let link = |(parent, name): &(u64, &'static str)| (InodeId(*parent), Bytes::from(*name));
+        inode.links = links.iter().map(link).collect();
+        inode
+    };
+    let file = |size| inode(FileKind::File, 0o644, size);
+    let folder = || inode(FileKind::Dir, 0o711, 0);
+    one.inode(1, &folder(), None);
+    one.inode(300, &linked(folder(), &[(1, "dir")]), None);
+    one.inode(301, &linked(file(4), &[(300, "here")]), Some((300, "here")));
+    one.write(301, 0, 0, b"here".to_vec());
+    one.inode(302, &linked(file(5), &[(1, "named-there")]), None);
+    one.write(302, 0, 0, b"there".to_vec());
+    let mut both = linked(file(3), &[(1, "two"), (300, "second")]);
+    both.nlink = 2;
+    one.inode(303, &both, Some((1, "two")));
+    one.write(303, 0, 0, b"two".to_vec());
+    one.inode(304, &linked(file(5), &[(400, "alone")]), None);
+    one.write(304, 0, 0, b"alone".to_vec());
+    let mut unlinked = file(5);
+    unlinked.nlink = 0;
+    one.inode(305, &unlinked, None);
+    two.name(1, "dir", 300, FileKind::Dir);
+    two.name(1, "named-there", 302, FileKind::File);
+    two.name(300, "second", 303, FileKind::File);
+    two.inode(400, &linked(folder(), &[(1, "other")]), Some((1, "other")));
+    two.name(400, "alone", 304, FileKind::File);
+    two.inode(
+        401,
+        &linked(file(5), &[(400, "below")]),
+        Some((400, "below")),
+    );
+    two.write(401, 0, 0, b"below".to_vec());
+    two.settle();
+    [one.path, two.path]
+}
+
+#[test]
+fn what_the_given_bricks_hold_is_exported_without_the_names_that_lead_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = torn(dir.path());
+    let run = |to: &Path, bricks: &[&Path]| {
+        let (sound, out, err) = mortard_brick(&["export", "--to", to.to_str().unwrap()], bricks);
+        (sound, String::from_utf8(out).unwrap(), err)
+    };
+    let whole = dir.path().join("whole");
+    let (sound, out, err) = run(&whole, &[&one, &two]);
+    assert_eq!(sound, Some(true), "{out}{err}");
+    assert!(out.starts_with("5 files"), "{out}");
+    let read = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    assert_eq!(read(whole.join("other/alone")), "alone");
+
+    // The first set alone: everything is where it was, but for what was in a directory of the other.
+    let first = dir.path().join("first");
+    let (sound, out, err) = run(&first, &[&one]);
+    assert_eq!(sound, Some(false), "{out}{err}");
+    assert!(out.starts_with("4 files"), "{out}");
+    for (path, text, named) in [
+        ("dir/here", "here", "first/dir"),
+        ("named-there", "there", "first/named-there"),
+        ("two", "two", ""),
+        ("dir/second", "two", "first/dir/second"),
+        (
+            "lost+found/0000000000000190/alone",
+            "alone",
+            "first/lost+found/0000000000000190/alone",
+        ),
+    ] {
+        assert_eq!(read(first.join(path)), text, "{path}");
+        let line = format!(
+            "{named}: {}",
+            "its name lies on bricks of a set that is not given"
+        );
+        assert!(named.is_empty() || err.contains(&line), "{path}: {err}");
+    }
+    let meta = |path: &str| std::fs::metadata(first.join(path)).unwrap();
+    assert_eq!(meta("two").ino(), meta("dir/second").ino());
+    for path in ["", "dir"] {
+        let meta = meta(path);
+        assert_eq!((meta.mode() & 0o777, meta.mtime()), (0o711, 1_000_000_000));
+    }
+
+    // The other one alone: it has not even the root.
+    let second = dir.path().join("second");
+    let (sound, out, err) = run(&second, &[&two]);
+    assert_eq!(sound, Some(false), "{out}{err}");
+    assert_eq!(read(second.join("other/below")), "below");
+    assert!(
+        second.join("dir").is_dir(),
+        "its name is there, its inode is not"
+    );
+    for named in [
+        "second: inode 0000000000000001 ",
+        "second/dir: inode 000000000000012c ",
+        "second/named-there: ",
+        "alone: ",
+    ] {
+        assert!(err.contains(named), "{named}: {err}");
+    }
+    assert!(!second.join("lost+found").exists());
+    let to = dir.path().join("below");
+    let words = [
+        "export",
+        "--path",
+        "/other/below",
+        "--to",
+        to.to_str().unwrap(),
+    ];
+    assert_eq!(mortard_brick(&words, &[&two]).0, Some(true));
+    assert_eq!(read(to), "below");
+}
+
 #[test]
 fn files_are_listed_and_shown() {
     let dir = tempfile::tempdir().unwrap();

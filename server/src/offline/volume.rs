@@ -1,6 +1,6 @@
 //! A volume as its bricks show it: names, attributes and contents, from one brick of each set that is at hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use mortar_protocol::limits::{BLOCK, MAX_NAME};
 use super::brick::{Brick, LookError};
 use crate::namespace::records::{
     DirPart, Dirent, Inode, decode, dirent_key, dirents_from, inode_key, parse_dirent_key,
-    part_key, prefix_end, xattr_key,
+    parse_id, part_key, prefix_end, xattr_key,
 };
 use crate::store::{ReadError, StoreError};
 
@@ -196,16 +196,41 @@ impl Volume {
 
     /// The inode at a path below the root; symbolic links are not followed.
     pub(super) fn resolve(&self, path: &str) -> Result<Node, FileError> {
-        let mut node = self.node(InodeId::ROOT)?;
+        // The directories on the way may lie on bricks that are not given.
+        let (mut id, mut kind) = (InodeId::ROOT, FileKind::Dir);
         for name in path.split('/').filter(|name| !matches!(*name, "" | ".")) {
-            if !node.inode.is_dir() {
+            if kind != FileKind::Dir {
                 return Err(FileError::NotDir(path.to_owned()));
             }
-            let found = self.lookup(node.attr.gfid.id, name.as_bytes())?;
+            let found = self.lookup(id, name.as_bytes())?;
             let found = found.ok_or_else(|| FileError::Missing(path.to_owned()))?;
-            node = self.node(found.gfid.id)?;
+            (id, kind) = (found.gfid.id, found.kind);
         }
-        Ok(node)
+        self.node(id)
+    }
+
+    /// Ids of all inodes on the given bricks.
+    pub(super) fn inodes(&self) -> Result<BTreeSet<InodeId>, FileError> {
+        let mut ids = BTreeSet::new();
+        let prefix = &inode_key(InodeId(0))[..1];
+        for bricks in self.sets.values() {
+            let mut outcome = Ok(());
+            for brick in bricks {
+                let upto = prefix_end(prefix);
+                let scanned = brick
+                    .store
+                    .scan(prefix, &upto, brick.at.seq, &mut |key, _| {
+                        ids.extend(parse_id(key));
+                        ControlFlow::Continue(())
+                    });
+                outcome = scanned;
+                if outcome.is_ok() {
+                    break;
+                }
+            }
+            outcome?;
+        }
+        Ok(ids)
     }
 
     /// Entries of a directory by name. Names that no directory can have are left out, with a word about each.

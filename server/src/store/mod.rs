@@ -13,6 +13,7 @@ mod recover;
 mod room;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -44,6 +45,7 @@ pub use pending::StagedBlock;
 use read::Reader;
 pub use recover::{FormatError, FormatParams, OpenError};
 use room::Room;
+use unreadable::Unreadable;
 
 /// Key of the store's own record.
 const META: &[u8] = b"M";
@@ -196,6 +198,7 @@ pub struct Store {
     poisoned: Option<String>,
     host: Host,
     room: Room,
+    unreadable: Arc<Unreadable>,
 }
 
 /// Blocks that an entry's inline effects may need when they are applied.
@@ -482,11 +485,17 @@ impl Store {
         self.wal.note_announced(self.announced);
     }
 
+    /// Who is told of data that cannot be read.
+    pub(crate) fn unreadable(&self) -> &Arc<Unreadable> {
+        &self.unreadable
+    }
+
     /// Applies what is due and starts or finishes checkpoints. Call it often.
     ///
     /// # Errors
     /// If the brick is poisoned.
     pub fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), StoreError> {
+        self.unreadable.tick(now);
         if let Some(why) = self.poisoned() {
             let why = why.to_owned();
             return Err(self.fail(StoreError::Damaged(why)));

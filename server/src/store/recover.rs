@@ -17,6 +17,7 @@ use super::host::Host;
 use super::log::{Log, identity};
 use super::pending::Pending;
 use super::room::Room;
+use super::unreadable::Unreadable;
 use super::{KEPT, META, Meta, Stage, StagedBlock, Store, StoreError, extents, read};
 use crate::alloc::{Allocator, Run};
 use crate::device::Device;
@@ -213,9 +214,11 @@ impl Store {
         wal.note_flushed(flushed);
         let damaged = superblock.block.damaged;
         let announced = wal.announced().max(meta.applied.seq).min(flushed.seq);
+        let unreadable = Arc::new(Unreadable::new(superblock.block.brick));
         let mut store = Self {
             device,
             superblock,
+            unreadable,
             alloc,
             tree: Arc::new(tree),
             announced,

@@ -1,13 +1,13 @@
 //! A mounted volume.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use super::daemon::Daemon;
-use super::tool;
+use super::{bin_dir, tool};
 
 /// A mount of a volume; unmounted when dropped.
 pub struct Mount {
@@ -31,6 +31,37 @@ impl Mount {
 
     /// Mounts on this directory again, after the mount process has ended.
     pub fn mount(&self, daemon: &Daemon, volume: &str, options: &str) {
+        let out = self.try_mount(daemon, volume, options);
+        let dir = self.path().display();
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(
+            out.status.success(),
+            "mount on {dir}: {said}\ndaemon's log:\n{}",
+            daemon.log()
+        );
+        assert!(
+            self.is_mounted(),
+            "mount returned but {dir} is not in /proc/mounts"
+        );
+    }
+
+    /// Tries to.
+    pub fn try_mount(&self, daemon: &Daemon, volume: &str, options: &str) -> Output {
+        let words = self.words(daemon, volume, options);
+        daemon.mortar(&words.each_ref().map(String::as_str))
+    }
+
+    /// Begins to, with the command's standard error in a pipe.
+    pub fn start(&self, daemon: &Daemon, volume: &str, options: &str) -> Child {
+        Command::new(bin_dir().join("mortar"))
+            .args(self.words(daemon, volume, options))
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mortar runs")
+    }
+
+    fn words(&self, daemon: &Daemon, volume: &str, options: &str) -> [String; 5] {
         let server = daemon.server();
         let (host, port) = server.rsplit_once(':').expect("host:port");
         let log = daemon.dir().join("mount.log");
@@ -39,11 +70,8 @@ impl Mount {
             all = format!("{all},{options}");
         }
         let dir = self.path().to_str().expect("path is text").to_owned();
-        daemon.mortar_ok(&["mount", &format!("{host}:/{volume}"), &dir, "-o", &all]);
-        assert!(
-            self.is_mounted(),
-            "mount returned but {dir} is not in /proc/mounts"
-        );
+        let source = format!("{host}:/{volume}");
+        ["mount".to_owned(), source, dir, "-o".to_owned(), all]
     }
 
     /// The mount point.

@@ -75,6 +75,14 @@ pub fn wait_for<T>(
     }
 }
 
+/// What comes of something, and how long it takes.
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
+pub fn timed<T>(work: impl FnOnce() -> T) -> (T, std::time::Duration) {
+    let start = std::time::Instant::now();
+    let done = work();
+    (done, start.elapsed())
+}
+
 /// The last 4 KiB of an output, as text.
 pub fn tail(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(4096)..]).into_owned()

@@ -371,6 +371,41 @@ fn writes_and_chown_clear_what_they_must() {
 }
 
 #[test]
+fn a_read_moves_atime_forward_and_nothing_else() {
+    let mut v = Sets::new(1);
+    let before = v.file(b"file");
+    let id = before.gfid.id;
+    let at = |secs| InodeOp::Accessed {
+        time: Time { secs, nanos: 0 },
+    };
+    let later = before.atime.secs + 100;
+    v.clock += 50;
+    let after = v.change(id, vec![at(later)], b"").unwrap();
+    let atime = Time {
+        secs: later,
+        nanos: 0,
+    };
+    assert_eq!(after, Attr { atime, ..before });
+    assert_eq!(v.attr(id), Ok(after));
+    assert_eq!(v.change(id, vec![at(later - 1)], b""), Ok(after));
+    // With a change it goes before or behind.
+    let write = InodeOp::Write {
+        shard: 0,
+        offset: 0,
+        len: 1,
+    };
+    for (ops, secs) in [
+        (vec![at(later + 1), write.clone()], later + 1),
+        (vec![write.clone(), at(later + 2)], later + 2),
+    ] {
+        let before = v.attr(id).unwrap();
+        let after = v.change(id, ops, b"x").unwrap();
+        assert_eq!((after.atime.secs, after.change), (secs, before.change + 1));
+        assert_eq!((after.ctime, after.mtime), (v.time(), v.time()));
+    }
+}
+
+#[test]
 fn ctime_never_runs_backwards() {
     let mut v = Sets::new(1);
     let file = v.file(b"file");

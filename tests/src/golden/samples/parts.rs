@@ -5,7 +5,7 @@ use mortar_protocol::attr::FileKind;
 use mortar_protocol::fop::{Cut, InodeOp, ParentHint, Part, XattrMode};
 use mortar_protocol::ids::{Gfid, InodeId};
 
-use super::{CUT, GFID, ID, OTHER, STAGE, name, set_attr};
+use super::{CUT, GFID, ID, OTHER, STAGE, TIME, name, set_attr};
 
 pub(super) fn parts() -> Vec<(&'static str, Part)> {
     let hint = ParentHint {
@@ -159,5 +159,6 @@ pub(super) fn inode_ops() -> Vec<(&'static str, InodeOp)> {
         ("DirTimes", InodeOp::DirTimes { others: 40 }),
         ("Grow", InodeOp::Grow { len: 1 << 20 }),
         ("SizeIs", InodeOp::SizeIs { size: 5_000 }),
+        ("Accessed", InodeOp::Accessed { time: TIME }),
     ]
 }
