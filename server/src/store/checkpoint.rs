@@ -1,0 +1,178 @@
+//! Checkpoints: the tree made durable, what it makes superfluous in the log released.
+
+use std::sync::Arc;
+
+use mortar_protocol::env::Mono;
+use parking_lot::Mutex;
+
+use super::{Extra, KEPT, Store, StoreError, recover};
+use crate::tree::Tree;
+use crate::wal::WalPosition;
+
+/// A checkpoint that runs.
+pub(super) struct Checkpoint {
+    pub(super) result: Arc<Mutex<Option<Result<(), String>>>>,
+    pub(super) wal: WalPosition,
+}
+
+impl Store {
+    /// Whether a checkpoint may begin: what has been written is flushed before it, while entries are still applied, so
+    /// that little is left for the time in which none are. One that somebody waits for begins at once.
+    pub(super) fn warm(&mut self) -> Result<bool, StoreError> {
+        match &self.warming {
+            None if self.checkpoint_wanted => return Ok(true),
+            None => {
+                let result = Arc::new(Mutex::new(None));
+                let shared = result.clone();
+                self.warming = Some(result);
+                self.device
+                    .start_flush(Box::new(move |result| *shared.lock() = Some(result)));
+                return Ok(false);
+            }
+            Some(_) => {}
+        }
+        let done = self
+            .warming
+            .as_ref()
+            .and_then(|result| result.lock().take());
+        let Some(result) = done else {
+            return Ok(false);
+        };
+        self.warming = None;
+        match result {
+            Ok(()) => Ok(true),
+            Err(error) => Err(self.fail(StoreError::Io(error))),
+        }
+    }
+
+    /// Applies what is announced and has a checkpoint hold it, blocking.
+    ///
+    /// # Errors
+    /// If the brick is poisoned.
+    pub fn settle(&mut self, extra: Extra<'_>) -> Result<(), StoreError> {
+        while !self.go_on_settling(self.now, extra)? {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// The same, a step at a time: for an orderly stop, after which nothing is appended. True once it is done; call it
+    /// again until then.
+    ///
+    /// # Errors
+    /// If the brick is poisoned.
+    pub fn go_on_settling(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, StoreError> {
+        if let Some(why) = self.poisoned() {
+            let why = why.to_owned();
+            return Err(self.fail(StoreError::Damaged(why)));
+        }
+        self.now = self.now.max(now);
+        self.finish_checkpoint()?;
+        if self.checkpoint.is_some() {
+            return Ok(false);
+        }
+        let upto = self.applicable();
+        if upto > self.applied.seq {
+            self.apply(upto, extra)?;
+        }
+        // A checkpoint may give the space that the rest needs; what has no space even then stays in the log.
+        let more = self.applied.seq < self.announced && self.settled != Some(self.applied.seq);
+        if self.since_checkpoint == 0 && !more {
+            return Ok(true);
+        }
+        self.settled = Some(self.applied.seq);
+        self.start_checkpoint();
+        Ok(false)
+    }
+
+    pub(super) fn start_checkpoint(&mut self) {
+        self.checkpoint_wanted = false;
+        self.since_checkpoint = 0;
+        let segments = self.alloc.lock().begin_checkpoint();
+        let kept = self.keep_log.then(|| self.wal.tail());
+        let result = Arc::new(Mutex::new(None));
+        let tree = self.tree.clone();
+        let shared = result.clone();
+        self.checkpoint = Some(Checkpoint {
+            result,
+            wal: self.applied_wal,
+        });
+        self.device.start_work(Box::new(move || {
+            let outcome = save(&tree, &segments, kept);
+            *shared.lock() = Some(outcome);
+        }));
+    }
+
+    pub(super) fn finish_checkpoint(&mut self) -> Result<(), StoreError> {
+        let Some(checkpoint) = &self.checkpoint else {
+            return Ok(());
+        };
+        let Some(outcome) = checkpoint.result.lock().take() else {
+            return Ok(());
+        };
+        let wal = checkpoint.wal;
+        self.checkpoint = None;
+        outcome.map_err(|err| self.fail(StoreError::Damaged(err)))?;
+        let mut alloc = self.alloc.lock();
+        alloc.checkpoint_done();
+        tracing::debug!(
+            free = alloc.free(),
+            free_now = alloc.free_now(),
+            applied = self.applied.seq.0,
+            announced = self.announced.0,
+            "checkpoint done"
+        );
+        drop(alloc);
+        self.checkpointed = wal;
+        self.release_log();
+        self.return_space();
+        Ok(())
+    }
+
+    /// Whether entries that a checkpoint holds stay in the log, for a brick that lacks them, until half the ring is
+    /// used.
+    pub fn keep_log(&mut self, keep: bool) {
+        self.keep_log = keep;
+        self.release_log();
+    }
+
+    /// Gives up what the log need not hold.
+    pub(super) fn release_log(&mut self) {
+        let most = match self.keep_log {
+            true => self.wal.size() / 2,
+            false => 0,
+        };
+        self.wal.trim(self.checkpointed, most);
+    }
+
+    /// Whether there are removals that have not given back their space yet.
+    pub(super) fn frees_soon(&self) -> bool {
+        self.held.iter().any(|held| held.frees)
+    }
+
+    /// Starts a checkpoint at the next [`Store::poll`], unless one runs.
+    pub fn want_checkpoint(&mut self) {
+        self.checkpoint_wanted = true;
+    }
+
+    /// Whether a checkpoint runs.
+    pub fn checkpoint_runs(&self) -> bool {
+        self.checkpoint.is_some()
+    }
+}
+
+/// Commits the tree durably with the allocator's changed bitmaps, and where the log begins that is kept beyond it.
+fn save(tree: &Tree, segments: &[(u32, Vec<u8>)], kept: Option<WalPosition>) -> Result<(), String> {
+    let kept = kept.and_then(|kept| postcard::to_stdvec(&kept).ok());
+    tree.checkpoint(|batch| {
+        match &kept {
+            Some(kept) => batch.put(KEPT, kept)?,
+            None => batch.del(KEPT)?,
+        }
+        for (segment, bitmap) in segments {
+            batch.put(&recover::segment_key(*segment), bitmap)?;
+        }
+        Ok(())
+    })
+    .map_err(|err| err.to_string())
+}
