@@ -469,6 +469,8 @@ fn mortard_says_what_it_has_in_hand() {
         assert!(primary[0][field].is_string(), "{field}: {state}");
     }
     assert_eq!(state["volumes"][0]["name"], "vol");
+    let pending = state["pending"].as_array().expect("used and bound");
+    assert_eq!(pending[1], 64 << 20, "{state}");
     // The mount that waits says so too.
     let own = dump(client_pid(&two), &daemon.dir().join("mount.state.json"));
     let waits_for = &own["requests_in_flight"][0]["waits_for"];

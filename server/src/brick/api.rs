@@ -110,6 +110,8 @@ pub(super) enum Completion {
         /// Whether it is.
         result: io::Result<()>,
     },
+    /// Other bricks of the daemon have given back what this one waits for.
+    Room,
 }
 
 /// Where disk completions wait for the core to run. Shared with the store's completion callbacks, which may come from

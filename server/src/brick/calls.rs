@@ -19,7 +19,8 @@ use super::storage::NEWEST;
 const MAX_QUEUE: usize = 8_192;
 /// Free bytes of the ring, beyond the request's own, below which a change waits for a checkpoint.
 const RING_RESERVE: u64 = (MAX_INLINE as u64) + (512 << 10);
-/// From this part of the pending map's bound on, flushes follow one another, so that it is never full while they keep up.
+/// From this part of the pending map's bound on, its own or the daemon's, flushes follow one another, so that it is never
+/// full while they keep up.
 const FLUSH_FROM: usize = 4;
 /// A change waits so long for a stage that is on its way.
 const STAGE_WAIT: Duration = Duration::from_millis(500);
@@ -75,7 +76,8 @@ impl Brick {
         }
     }
 
-    /// Whether there is room in every member's ring, in the pending map, and whether there are members enough.
+    /// Whether there is room in every member's ring, in the pending map and the daemon's bound on all of them, and
+    /// whether there are members enough.
     fn admit(&mut self, queued: &Queued) -> Admission {
         if self.is_answered(&queued.call) {
             return Admission::Run;
@@ -92,11 +94,14 @@ impl Brick {
         }
         let body = queued.body.len();
         let (used, bound) = self.storage.pending();
-        if used + body > bound / FLUSH_FROM {
+        self.share.count(used);
+        if used + body > bound / FLUSH_FROM || self.share.is_pressed(FLUSH_FROM) {
             self.log.want_flush(self.log.head().seq);
-            if used > 0 && used + body > bound {
-                return Admission::Wait;
-            }
+        }
+        let others = !self.share.allows(body);
+        if used > 0 && (used + body > bound || (others && self.share.wait(body))) {
+            self.log.want_flush(self.log.head().seq);
+            return Admission::Wait;
         }
         if self.log.least_space().ring_free < RING_RESERVE + body as u64 {
             self.log.want_flush(self.log.head().seq);
@@ -497,6 +502,10 @@ impl Brick {
     /// Gives up what waited too long; reports silent sessions, and those that their clients have ended.
     pub(super) fn tick_calls(&mut self) {
         let now = self.now;
+        // Also a brick that nobody changes any more gives back what others wait for.
+        if self.log.leads() && self.share.is_pressed(FLUSH_FROM) {
+            self.log.want_flush(self.log.head().seq);
+        }
         let mut late: Vec<(Queued, Fault)> = Vec::new();
         for queued in std::mem::take(&mut self.unstaged) {
             if now.since(queued.since) >= STAGE_WAIT {

@@ -13,6 +13,7 @@ use mortar_protocol::ids::{BrickId, Mark, Seq};
 use mortar_protocol::limits::{BLOCK, STAGE_MAX};
 
 use super::api::{Completion, Completions, Message, Outbox, StageReply};
+use super::budget::{BudgetShare, PendingBudget};
 use super::rules::Rules;
 use super::state::{Brick, Queued};
 
@@ -33,6 +34,7 @@ pub struct Core {
     bricks: BTreeMap<BrickId, Brick>,
     rules: Arc<dyn Rules>,
     completions: Arc<Completions>,
+    budget: Arc<PendingBudget>,
     inbox: Vec<Message>,
     /// Messages of this round that come after the one being handled.
     left: usize,
@@ -45,12 +47,17 @@ pub struct Core {
 
 impl Core {
     /// A core without bricks. The driver runs it whenever `completions` wakes it, whenever messages were pushed, and
-    /// every 100 ms.
-    pub fn new(rules: Arc<dyn Rules>, completions: Arc<Completions>) -> Self {
+    /// every 100 ms. All cores of a daemon share `budget`.
+    pub fn new(
+        rules: Arc<dyn Rules>,
+        completions: Arc<Completions>,
+        budget: Arc<PendingBudget>,
+    ) -> Self {
         Self {
             bricks: BTreeMap::new(),
             rules,
             completions,
+            budget,
             inbox: Vec::new(),
             left: 0,
             staging: BTreeMap::new(),
@@ -149,7 +156,8 @@ impl Core {
             Message::Open(config) => {
                 let id = config.brick;
                 let (rules, completions) = (self.rules.clone(), self.completions.clone());
-                let mut brick = Brick::open(*config, rules, completions, self.now);
+                let share = BudgetShare::new(self.budget.clone(), id, completions.clone());
+                let mut brick = Brick::open(*config, rules, completions, share, self.now);
                 brick.wall = self.wall;
                 brick.report_started();
                 self.bricks.insert(id, brick);

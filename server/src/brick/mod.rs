@@ -1,6 +1,7 @@
 //! One brick: store, namespace, set log and sessions behind one state machine; and [`Core`], the bricks of one thread.
 
 mod api;
+mod budget;
 mod by_namespace;
 mod calls;
 mod core;
@@ -14,6 +15,7 @@ mod stop;
 mod storage;
 
 pub use self::api::{BrickConfig, CallReply, Completions, DumpReply, Message, Outbox, StageReply};
+pub use self::budget::{DAEMON_PENDING, OWN_PENDING, PendingBudget};
 pub use self::by_namespace::Namespace;
 pub use self::core::Core;
 pub use self::dump::{BrickState, SessionState, Unanswered};

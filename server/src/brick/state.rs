@@ -21,6 +21,7 @@ use mortar_protocol::report::{
 use mortar_protocol::view::{SetKind, View};
 
 use super::api::{BrickConfig, CallReply, Completion, Completions};
+use super::budget::BudgetShare;
 use super::rules::Rules;
 use super::sessions::{self, Sessions};
 use super::storage::{AppendError, NEWEST, Storage};
@@ -84,6 +85,8 @@ pub(super) struct Brick {
     pub(super) shape: Option<SetShape>,
     book: Option<(SessionId, BTreeSet<SessionId>)>,
     pub(super) completions: Arc<Completions>,
+    /// What its pending map takes of the daemon's.
+    pub(super) share: BudgetShare,
     pub(super) now: Mono,
     pub(super) wall: Time,
     pub(super) life: Life,
@@ -133,6 +136,7 @@ impl Brick {
         config: BrickConfig,
         rules: Arc<dyn Rules>,
         completions: Arc<Completions>,
+        share: BudgetShare,
         now: Mono,
     ) -> Self {
         let BrickConfig {
@@ -169,6 +173,7 @@ impl Brick {
             shape: None,
             book: None,
             completions,
+            share,
             now,
             wall: Time::default(),
             life: Life::Serving,
@@ -334,6 +339,8 @@ impl Brick {
                 let ready = std::mem::take(&mut self.unstaged);
                 self.queue.extend(ready);
             }
+            // Every brick that something has happened to runs its queue.
+            Completion::Room => {}
         }
     }
 
@@ -376,6 +383,7 @@ impl Brick {
         if matches!(self.life, Life::Settling | Life::Stopped) {
             self.acts.clear();
             self.go_on_settling();
+            self.share.count(self.storage.pending().0);
             return;
         }
         self.log.set_space(self.storage.space());
@@ -392,6 +400,7 @@ impl Brick {
         }
         self.answer_waiting();
         self.poll_storage();
+        self.share.count(self.storage.pending().0);
         self.finish_stop();
     }
 

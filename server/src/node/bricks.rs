@@ -17,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 
 use super::core_thread::{CoreThread, Post};
-use crate::brick::{BrickConfig, BrickState, Message, Rules, Storage};
+use crate::brick::{BrickConfig, BrickState, Message, PendingBudget, Rules, Storage};
 use crate::control::admin::{BrickHealth, BrickHost, FormatBrick};
 use crate::control::leader::Orders;
 
@@ -101,6 +101,7 @@ pub struct Bricks {
     node: NodeId,
     boot: BootId,
     stores: Arc<dyn Stores>,
+    budget: Arc<PendingBudget>,
     cores: RwLock<Vec<CoreThread>>,
     open: RwLock<BTreeMap<BrickId, OpenBrick>>,
     failed: Mutex<BTreeMap<BrickId, String>>,
@@ -137,6 +138,7 @@ impl Bricks {
             node,
             boot: boot_id(),
             stores: backend.stores,
+            budget: PendingBudget::new(),
             cores: RwLock::new(Vec::new()),
             open: RwLock::new(BTreeMap::new()),
             failed: Mutex::new(BTreeMap::new()),
@@ -145,8 +147,8 @@ impl Bricks {
             other_nodes,
         });
         for number in 0..threads.max(1) {
-            let core =
-                CoreThread::start(number, Arc::clone(&backend.rules), Arc::clone(&bricks) as _)?;
+            let (rules, budget) = (Arc::clone(&backend.rules), Arc::clone(&bricks.budget));
+            let core = CoreThread::start(number, rules, budget, Arc::clone(&bricks) as _)?;
             bricks.cores.write().push(core);
         }
         Ok(bricks)
@@ -193,6 +195,11 @@ impl Bricks {
             .filter_map(|told| told.ok()?.ok())
             .flatten()
             .collect()
+    }
+
+    /// Bytes of entries not applied in all bricks, and the bound.
+    pub fn pending(&self) -> (usize, usize) {
+        self.budget.state()
     }
 
     /// Gives a core a message.

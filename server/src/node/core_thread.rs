@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, oneshot};
 
-use crate::brick::{Completions, Core, Message, Outbox, Rules};
+use crate::brick::{Completions, Core, Message, Outbox, PendingBudget, Rules};
 
 /// The core is run at least this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -53,6 +53,7 @@ impl CoreThread {
     pub fn start(
         number: usize,
         rules: Arc<dyn Rules>,
+        budget: Arc<PendingBudget>,
         post: Arc<dyn Post>,
     ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -64,7 +65,7 @@ impl CoreThread {
         let own = Arc::clone(&inbox);
         let thread = std::thread::Builder::new()
             .name(format!("mortar-core-{number}"))
-            .spawn(move || runtime.block_on(drive(own, rules, post, stopped)))?;
+            .spawn(move || runtime.block_on(drive(own, rules, budget, post, stopped)))?;
         Ok(Self {
             inbox,
             runtime: handle,
@@ -111,12 +112,13 @@ impl Outbox for Out<'_> {
 async fn drive(
     inbox: Arc<Inbox>,
     rules: Arc<dyn Rules>,
+    budget: Arc<PendingBudget>,
     post: Arc<dyn Post>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let waker = Arc::clone(&inbox);
     let completions = Completions::new(Box::new(move || waker.wake.notify_one()));
-    let mut core = Core::new(rules, Arc::clone(&completions));
+    let mut core = Core::new(rules, Arc::clone(&completions), budget);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut batch = Vec::new();

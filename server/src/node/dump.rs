@@ -49,6 +49,8 @@ struct State {
     version: &'static str,
     requests_in_flight: Vec<Request>,
     volumes: Vec<VolumeState>,
+    /// Bytes of entries not applied in all bricks, and the bound.
+    pending: (usize, usize),
     bricks: Vec<BrickState>,
     operations: Vec<BrickStats>,
 }
@@ -106,6 +108,7 @@ pub async fn write(bricks: &Bricks, control: &Control, dir: &Path) -> std::io::R
         version: env!("CARGO_PKG_VERSION"),
         requests_in_flight: requests,
         volumes: volumes.collect(),
+        pending: bricks.pending(),
         bricks: states,
         operations,
     };

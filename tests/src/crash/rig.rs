@@ -18,7 +18,9 @@ use mortar_protocol::peer::PeerFrame;
 use mortar_protocol::placement::Layout;
 use mortar_protocol::report::{BrickEvent, FromBrick, SetShape, ToBrick};
 use mortar_protocol::view::SetKind;
-use mortar_server::brick::{BrickConfig, Completions, Core, Message, Namespace, Outbox};
+use mortar_server::brick::{
+    BrickConfig, Completions, Core, Message, Namespace, Outbox, PendingBudget,
+};
 use mortar_server::control::machine::SetViews;
 use mortar_server::control::views::{Configured, Scene, Seen};
 use mortar_server::device::Device;
@@ -152,7 +154,11 @@ impl Rig {
             storage: Box::new(Store::open(device)?),
         };
         let completions = Completions::new(Box::new(|| {}));
-        let mut core = Core::new(Arc::new(Namespace::new()), completions);
+        let mut core = Core::new(
+            Arc::new(Namespace::new()),
+            completions,
+            PendingBudget::new(),
+        );
         core.push(Message::Open(Box::new(config)));
         let mut rig = Self {
             core,

@@ -14,7 +14,9 @@ use mortar_protocol::peer::{PeerEnvelope, PeerFrame, PeerMessage};
 use mortar_protocol::report::{FromBrick, ToBrick};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Peer, ReplyTo};
-use mortar_server::brick::{BrickConfig, Completions, Core, Message, Namespace, Outbox};
+use mortar_server::brick::{
+    BrickConfig, Completions, Core, Message, Namespace, Outbox, PendingBudget,
+};
 use mortar_server::device::sim::{SimDisk, Survival};
 use mortar_server::store::Store;
 use parking_lot::Mutex;
@@ -140,7 +142,11 @@ impl World {
                 world.wake_node(at);
             }
         }));
-        let mut core = Core::new(Arc::new(Namespace::new()), Arc::clone(&completions));
+        let budget = match self.plan.tight {
+            true => PendingBudget::of(64 << 10, 4 << 10),
+            false => PendingBudget::new(),
+        };
+        let mut core = Core::new(Arc::new(Namespace::new()), Arc::clone(&completions), budget);
         let mut state = node.state.lock();
         let boot = state.boot;
         for platter in &mut state.platters {

@@ -56,6 +56,8 @@ pub struct Plan {
     pub clients_survive: bool,
     /// Calls of 1000 that take hold of a file first: by a lock, or by opening it.
     pub holds: u64,
+    /// Brick processes have little memory for entries that are not applied: changes wait for it.
+    pub tight: bool,
     /// What goes wrong, with its time after the start of the load.
     pub troubles: Vec<(u64, Trouble)>,
     /// Seed of what clients do.
@@ -86,9 +88,11 @@ impl Plan {
             blackout: rng.permille(300),
             clients_survive: rng.permille(500),
             holds: [0, 50, 150][rng.below(3) as usize],
+            tight: false,
             troubles: Vec::new(),
             load: rng.fork(),
         };
+        plan.tight = plan.load.clone().permille(300);
         let span = plan.pause * u64::from(plan.calls) / 2 + 500 * MILLI;
         for _ in 0..rng.range(2, 10) {
             let at = rng.below(span);

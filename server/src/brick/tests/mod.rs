@@ -1,6 +1,7 @@
 //! Bricks on simulated disks, with the real decisions on views.
 
 mod away;
+mod memory;
 mod rig;
 
 use std::time::Duration;

@@ -22,7 +22,9 @@ use mortar_protocol::report::{FromBrick, SetShape, ToBrick};
 use mortar_protocol::view::{SetKind, View};
 use parking_lot::Mutex;
 
-use super::super::{BrickConfig, Completions, Core, Message, Namespace, Outbox};
+use super::super::{
+    BrickConfig, BrickState, Completions, Core, Message, Namespace, Outbox, PendingBudget,
+};
 use crate::control::machine::SetViews;
 use crate::control::views::{Configured, Scene, Seen};
 use crate::device::Device;
@@ -62,6 +64,7 @@ impl Outbox for Out {
 /// A set, each brick in a core of its own: messages between them pass here, in order.
 pub(super) struct Rig {
     cores: Vec<Core>,
+    budget: Arc<PendingBudget>,
     pub(super) disks: Vec<Arc<SimDisk>>,
     boots: Vec<u128>,
     runs: u128,
@@ -77,6 +80,8 @@ pub(super) struct Rig {
     pub(super) lose: Vec<&'static str>,
     /// How many messages of each kind passed.
     pub(super) passed: Vec<&'static str>,
+    /// Bricks whose disks complete nothing.
+    hung: BTreeSet<usize>,
     /// The control plane decides on no view: it stops too.
     resting: bool,
     /// Bricks that said that they have stopped.
@@ -91,6 +96,11 @@ pub(super) fn brick(at: usize) -> BrickId {
 
 impl Rig {
     pub(super) fn new(bricks: usize) -> Self {
+        Self::sharing(bricks, PendingBudget::new())
+    }
+
+    /// A set in a daemon that has others too.
+    pub(super) fn sharing(bricks: usize, budget: Arc<PendingBudget>) -> Self {
         let kind = match bricks {
             1 => SetKind::Plain,
             copies => SetKind::Replicate {
@@ -118,6 +128,7 @@ impl Rig {
             .collect();
         let mut rig = Self {
             cores: Vec::new(),
+            budget,
             disks,
             boots: vec![1; bricks],
             runs: 0,
@@ -130,6 +141,7 @@ impl Rig {
             gone: Vec::new(),
             lose: Vec::new(),
             passed: Vec::new(),
+            hung: BTreeSet::new(),
             resting: false,
             stopped: BTreeSet::new(),
             cannot_follow: BTreeSet::new(),
@@ -140,6 +152,15 @@ impl Rig {
         }
         rig.settle();
         rig
+    }
+
+    fn core(&self) -> Core {
+        let rules = Arc::new(Namespace::new());
+        Core::new(
+            rules,
+            Completions::new(Box::new(|| {})),
+            self.budget.clone(),
+        )
     }
 
     fn opened(&mut self, at: usize) -> Core {
@@ -153,10 +174,7 @@ impl Rig {
             run: RunId(self.runs),
             storage: Box::new(Store::open(device).expect("the brick opens")),
         };
-        let mut core = Core::new(
-            Arc::new(Namespace::new()),
-            Completions::new(Box::new(|| {})),
-        );
+        let mut core = self.core();
         core.push(Message::Open(Box::new(config)));
         core
     }
@@ -176,11 +194,29 @@ impl Rig {
         }
         assert!(all.is_subset(&self.stopped), "{:?} stopped", self.stopped);
         for at in bricks {
-            self.cores[*at] = Core::new(
-                Arc::new(Namespace::new()),
-                Completions::new(Box::new(|| {})),
-            );
+            self.cores[*at] = self.core();
         }
+    }
+
+    /// From now on, or no longer, a brick's disk completes nothing that is started.
+    pub(super) fn hang(&mut self, at: usize, hung: bool) {
+        self.disks[at].queue(hung);
+        match hung {
+            true => self.hung.insert(at),
+            false => self.hung.remove(&at),
+        };
+    }
+
+    /// What a state dump shows of a brick.
+    pub(super) fn state(&mut self, at: usize) -> BrickState {
+        let slot: Arc<Mutex<Option<BrickState>>> = Arc::default();
+        let filled = Arc::clone(&slot);
+        self.cores[at].push(Message::Dump(Box::new(move |mut states| {
+            *filled.lock() = states.pop();
+        })));
+        self.settle();
+        let state = slot.lock().take();
+        state.expect("the core answers")
     }
 
     /// What a stopped brick's store holds.
@@ -219,7 +255,9 @@ impl Rig {
         for at in 0..self.cores.len() {
             let mut out = Out::default();
             busy |= self.cores[at].run(self.now, Time::default(), &mut out);
-            self.disks[at].run_all();
+            if !self.hung.contains(&at) {
+                self.disks[at].run_all();
+            }
             busy |= !out.peers.is_empty() || !out.reports.is_empty();
             for frame in out.peers {
                 let name = frame.envelope.message.name();
