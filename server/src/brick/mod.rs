@@ -6,8 +6,11 @@ mod by_namespace;
 mod calls;
 mod core;
 mod dump;
+mod entries;
 mod on_store;
 mod reads;
+mod recover;
+mod role;
 mod rules;
 mod sessions;
 mod state;
@@ -19,9 +22,9 @@ pub use self::budget::{DAEMON_PENDING, OWN_PENDING, PendingBudget};
 pub use self::by_namespace::Namespace;
 pub use self::core::Core;
 pub use self::dump::{BrickState, SessionState, Unanswered};
-pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};
 #[cfg(test)]
-pub(crate) use self::state::lineage;
+pub(crate) use self::recover::lineage;
+pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};
 pub use self::storage::{
     AppendError, Extra, FlushDone, HeldStage, NEWEST, ReadDone, StageDone, Storage,
 };

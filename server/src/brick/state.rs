@@ -6,33 +6,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::attr::Time;
-use mortar_protocol::entry::{Effect, Entry, EntryKind};
+use mortar_protocol::entry::Entry;
 use mortar_protocol::env::Mono;
-use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call};
-use mortar_protocol::ids::{
-    BootId, BrickId, Mark, NodeId, Opening, Pos, RunId, Seq, SessionId, SetId,
-};
-use mortar_protocol::limits::BLOCK;
-use mortar_protocol::peer::{History, PeerEnvelope, PeerFrame, PeerMessage};
-use mortar_protocol::report::{
-    BrickEvent, FromBrick, MAX_MEMBER_RUNS, MemberRuns, SetShape, ToBrick,
-};
-use mortar_protocol::view::{SetKind, View};
+use mortar_protocol::ids::{BootId, BrickId, Mark, NodeId, Opening, RunId, Seq, SessionId, SetId};
+use mortar_protocol::peer::{PeerEnvelope, PeerFrame, PeerMessage};
+use mortar_protocol::report::{BrickEvent, FromBrick, SetShape, ToBrick};
+use mortar_protocol::view::SetKind;
 
 use super::api::{BrickConfig, CallReply, Completion, Completions};
 use super::budget::BudgetShare;
+use super::entries::attaches;
+use super::recover::{lineage, records, recover};
 use super::rules::Rules;
-use super::sessions::{self, Sessions};
-use super::storage::{AppendError, NEWEST, Storage};
+use super::sessions::Sessions;
+use super::storage::Storage;
 use crate::setlog::{Action, Me, SetLog};
 
-/// Record of the set's openings: (number, newest place adopted), as far as a client may still name a place above.
-const OPENINGS: &[u8] = b"\xf0openings";
-/// Most openings remembered; older ones are merged into the lowest place.
-const MAX_OPENINGS: usize = 64;
-/// A stage that an entry needs is fetched from the primary after so long.
-const STAGE_PATIENCE: Duration = Duration::from_millis(20);
 /// How often a brick without a view says that it is there.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
 
@@ -74,8 +64,8 @@ pub(super) enum Life {
 /// One brick.
 pub(super) struct Brick {
     pub(super) id: BrickId,
-    set: SetId,
-    node: NodeId,
+    pub(super) set: SetId,
+    pub(super) node: NodeId,
     pub(super) boot: BootId,
     pub(super) run: RunId,
     pub(super) storage: Box<dyn Storage>,
@@ -83,7 +73,7 @@ pub(super) struct Brick {
     pub(super) log: SetLog,
     pub(super) sessions: Sessions,
     pub(super) shape: Option<SetShape>,
-    book: Option<(SessionId, BTreeSet<SessionId>)>,
+    pub(super) book: Option<(SessionId, BTreeSet<SessionId>)>,
     pub(super) completions: Arc<Completions>,
     /// What its pending map takes of the daemon's.
     pub(super) share: BudgetShare,
@@ -113,20 +103,20 @@ pub(super) struct Brick {
     /// Entries accepted that are not appended, for lack of stages.
     pub(super) arriving: VecDeque<Arc<Entry>>,
     /// The stage that the first of them lacks, since when, and when it was last asked for.
-    lacking: Option<(Mono, Option<Mono>)>,
+    pub(super) lacking: Option<(Mono, Option<Mono>)>,
     pub(super) openings: Vec<(Opening, Seq)>,
     /// Whether it led, under which epoch, when the role was last looked at.
-    role: (bool, bool, u64),
+    pub(super) role: (bool, bool, u64),
     pub(super) leads_since: Mono,
     pub(super) silent_reported: Mono,
     /// Sessions that their clients have ended here: the control plane is told until it knows.
     pub(super) ended_by_clients: BTreeSet<SessionId>,
     pub(super) ended_is_news: bool,
-    reported: Option<Mono>,
-    polled: Mono,
+    pub(super) reported: Option<Mono>,
+    pub(super) polled: Mono,
     pub(super) acts: Vec<Action>,
     /// Room was made for changes that wait.
-    again: bool,
+    pub(super) again: bool,
     pub(super) out: Output,
 }
 
@@ -281,7 +271,7 @@ impl Brick {
         }
     }
 
-    fn send(&mut self, to: BrickId, message: PeerMessage, data: Bytes) {
+    pub(super) fn send(&mut self, to: BrickId, message: PeerMessage, data: Bytes) {
         let envelope = PeerEnvelope {
             from: self.id,
             run: self.run,
@@ -447,199 +437,6 @@ impl Brick {
         }
     }
 
-    /// Makes and appends an entry as the primary.
-    pub(super) fn make(&mut self, kind: EntryKind, mut effects: Vec<Effect>, body: Bytes) {
-        let pos = self.log.next_pos();
-        if let EntryKind::View(view) = &kind {
-            effects.extend(self.opening_effects(view));
-        }
-        let entry = Arc::new(Entry {
-            pos,
-            kind,
-            effects,
-            body,
-        });
-        // Admission keeps room back for the entries a primary makes.
-        if !self.append(&[entry]) {
-            self.poison("the log is full");
-        }
-    }
-
-    /// Appends entries; false if there is no room at the moment.
-    fn append(&mut self, entries: &[Arc<Entry>]) -> bool {
-        match self.storage.append(entries) {
-            Ok(()) => {
-                for entry in entries {
-                    self.sessions.note(entry, self.now);
-                }
-                self.log.appended(entries, &mut self.acts);
-                true
-            }
-            Err(AppendError::Full) => {
-                self.storage.want_checkpoint();
-                false
-            }
-            Err(AppendError::Failed(reason)) => {
-                self.poison(&reason);
-                true
-            }
-        }
-    }
-
-    /// Remembers up to where the log reached when a lossy opening began, and who has to claim its locks then.
-    fn opening_effects(&self, view: &View) -> Vec<Effect> {
-        let mut openings = self.read_openings();
-        if openings
-            .last()
-            .is_some_and(|(number, _)| *number >= view.opening)
-        {
-            return Vec::new();
-        }
-        let head = self.log.head().seq;
-        // An earlier opening that adopted more loses nothing that this one does not lose.
-        openings.retain(|(_, adopted)| *adopted < head);
-        openings.push((view.opening, head));
-        if openings.len() > MAX_OPENINGS {
-            openings[0].0 = openings[1].0;
-            openings.remove(1);
-        }
-        let sessions = self.sessions.live().map(|(id, _)| id).collect();
-        let mut effects = vec![self.rules.opening(view.opening, sessions)];
-        if let Ok(value) = postcard::to_stdvec(&openings) {
-            effects.push(Effect::Put {
-                key: Bytes::from_static(OPENINGS),
-                value: value.into(),
-            });
-        }
-        effects
-    }
-
-    fn read_openings(&self) -> Vec<(Opening, Seq)> {
-        let value = self.storage.get(OPENINGS, NEWEST).ok().flatten();
-        value
-            .and_then(|value| postcard::from_bytes(&value).ok())
-            .unwrap_or_default()
-    }
-
-    /// Appends what the primary sent, as far as its stages are here.
-    fn take_arrivals(&mut self) {
-        let lacking = self.arriving.iter().position(|entry| self.lacks(entry));
-        let count = lacking.unwrap_or(self.arriving.len());
-        if count > 0 {
-            let ready: Vec<_> = self.arriving.drain(..count).collect();
-            if self.append(&ready) {
-                self.lacking = None;
-            } else {
-                ready
-                    .into_iter()
-                    .rev()
-                    .for_each(|entry| self.arriving.push_front(entry));
-                return;
-            }
-        }
-        if self.arriving.is_empty() {
-            return;
-        }
-        let (since, asked) = *self.lacking.get_or_insert((self.now, None));
-        let due = match asked {
-            None => self.now.since(since) >= STAGE_PATIENCE,
-            Some(asked) => self.now.since(asked) >= STAGE_PATIENCE * 10,
-        };
-        if due {
-            self.lacking = Some((since, Some(self.now)));
-            self.ask_for_stages();
-        }
-    }
-
-    fn lacks(&self, entry: &Entry) -> bool {
-        entry.effects.iter().any(|effect| match effect {
-            Effect::Attach { stage, crcs, .. } => self
-                .storage
-                .stage_info(*stage)
-                .is_none_or(|held| held.crcs != *crcs),
-            _ => false,
-        })
-    }
-
-    fn ask_for_stages(&mut self) {
-        let Some(entry) = self.arriving.front().cloned() else {
-            return;
-        };
-        let Some(primary) = self.log.view().map(|view| view.primary) else {
-            return;
-        };
-        for effect in &entry.effects {
-            if let Effect::Attach { stage, .. } = effect
-                && self.storage.stage_info(*stage).is_none()
-            {
-                let wanted = PeerMessage::StageWanted {
-                    at: entry.pos,
-                    stage: *stage,
-                };
-                self.send(primary, wanted, Bytes::new());
-            }
-        }
-    }
-
-    /// Notices that it began or ceased to lead.
-    fn look_at_role(&mut self) {
-        let role = (self.log.is_primary(), self.log.leads(), self.log.epoch().0);
-        if role == self.role {
-            return;
-        }
-        let led = self.role.1;
-        self.role = role;
-        if self.log.is_member() {
-            self.reported = None;
-        }
-        self.openings = self.read_openings();
-        if !role.0 {
-            self.turn_away();
-        }
-        if role.1 && !led {
-            self.leads_since = self.now;
-            self.sessions.hear_all(self.now);
-            self.end_sessions();
-        }
-    }
-
-    /// Ends the sessions that the control plane has ended.
-    fn end_sessions(&mut self) {
-        let Some((below, live)) = self.book.clone() else {
-            return;
-        };
-        if !self.log.leads() {
-            return;
-        }
-        let ended: Vec<SessionId> = self
-            .sessions
-            .live()
-            .map(|(id, _)| id)
-            .filter(|id| *id < below && !live.contains(id))
-            .collect();
-        for session in ended {
-            self.end_session(session);
-        }
-    }
-
-    /// Whether a session may leave bulk data here.
-    pub(super) fn may_stage(&self, session: SessionId, uid: u32) -> Result<(), Fault> {
-        if self.life != Life::Serving || self.storage.poisoned().is_some() {
-            return Err(Fault::NotServing);
-        }
-        match self.sessions.get(session) {
-            None => Err(Fault::UnknownSession),
-            Some(session) if session.uid != uid => Err(Fault::NotAuthorised),
-            Some(_) => Ok(()),
-        }
-    }
-
-    /// Whether the control plane holds a session to be alive, as far as this brick was told.
-    pub(super) fn is_booked(&self, session: SessionId) -> bool {
-        let book = self.book.as_ref();
-        book.is_none_or(|(below, live)| session >= *below || live.contains(&session))
-    }
-
     /// The store failed: this run serves no more.
     pub(super) fn poison(&mut self, reason: &str) {
         tracing::error!(brick = %self.id, reason, "brick is poisoned");
@@ -673,103 +470,6 @@ impl Brick {
             Err(reason) => self.poison(&reason),
         }
     }
-
-    /// What a client is told that asked the wrong brick, or at the wrong time.
-    pub(super) fn elsewhere(&self) -> Fault {
-        match self.log.view() {
-            Some(view) if !self.log.is_primary() => Fault::NotPrimary(Some(Box::new(view.clone()))),
-            Some(_) => Fault::NotServing,
-            None => Fault::NotPrimary(None),
-        }
-    }
-}
-
-/// What goes into the tree with every batch: the sessions as of its end.
-pub(super) fn records<'a>(
-    log: &'a SetLog,
-    sessions: &'a mut Sessions,
-) -> impl FnMut(Seq) -> Vec<(Bytes, Option<Bytes>)> + 'a {
-    |upto| match log.position(upto) {
-        Some(pos) => sessions.save(pos),
-        None => Vec::new(),
-    }
-}
-
-/// Positions and sessions as the store holds them.
-fn recover(storage: &dyn Storage, now: Mono) -> (History, Sessions) {
-    let mut sessions = Sessions::default();
-    let load = storage.scan(
-        sessions::FIRST_KEY,
-        sessions::LAST_KEY,
-        NEWEST,
-        &mut |key, value| {
-            sessions.load(key, value);
-            std::ops::ControlFlow::Continue(())
-        },
-    );
-    if load.is_err() {
-        tracing::error!("the saved sessions cannot be read");
-    }
-    let saved = storage.get(sessions::saved_at_key(), NEWEST).ok().flatten();
-    let saved: Pos = saved
-        .and_then(|at| postcard::from_bytes(&at).ok())
-        .unwrap_or_default();
-    let start = storage.log_start();
-    let mut history = History {
-        base: start,
-        starts: Vec::new(),
-        head: start,
-    };
-    // Of entries that the saved sessions hold only the positions are needed.
-    while history.head.seq < storage.head().seq.min(saved.seq)
-        && let Some(pos) = storage.position_at(history.head.seq.next())
-    {
-        crate::setlog::Positions::push(&mut history, pos);
-    }
-    while history.head.seq < storage.head().seq {
-        let Ok(entries) = storage.entries_after(history.head, 4 << 20) else {
-            break;
-        };
-        if entries.is_empty() {
-            break;
-        }
-        for entry in entries {
-            crate::setlog::Positions::push(&mut history, entry.pos);
-            if entry.pos > saved {
-                sessions.note(&entry, now);
-            }
-        }
-    }
-    (history, sessions)
-}
-
-/// Whether the entry attaches these bytes as this stage.
-fn attaches(entry: &Entry, stage: mortar_protocol::ids::StageId, data: &Bytes) -> bool {
-    entry.effects.iter().any(|effect| match effect {
-        Effect::Attach {
-            stage: found, crcs, ..
-        } if *found == stage => {
-            let held = data.chunks(BLOCK as usize).map(crc32fast::hash);
-            held.eq(crcs.iter().copied())
-        }
-        _ => false,
-    })
-}
-
-/// The runs to name in the superblock once `run` is a member, given what it names now.
-pub(crate) fn lineage(
-    known: Option<MemberRuns>,
-    run: RunId,
-    boot: BootId,
-    clean: bool,
-) -> MemberRuns {
-    let whole = known.filter(|known| known.boot == boot || known.clean);
-    let mut runs = whole.map_or_else(Vec::new, |known| known.runs);
-    if runs.last() != Some(&run) {
-        runs.push(run);
-    }
-    runs.drain(..runs.len().saturating_sub(MAX_MEMBER_RUNS));
-    MemberRuns { runs, boot, clean }
 }
 
 /// Whether a failed write means a broken device; a full file system does not.

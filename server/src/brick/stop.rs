@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use mortar_protocol::report::BrickEvent;
 
-use super::state::{Brick, Life, lineage, records};
+use super::recover::{lineage, records};
+use super::state::{Brick, Life};
 
 /// So long is waited until every member has flushed what this one holds, and all know it; and for what is to be appended
 /// and lacks its stage.
