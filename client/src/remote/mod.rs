@@ -5,8 +5,10 @@
 //! not know it. What comes back is either the answer or a [`Fault`](mortar_protocol::error::Fault) that the layer
 //! above must act on. While no server answers, calls wait up to `network.frame-timeout`, then end with ENOTCONN.
 
+mod ask;
 mod book;
 mod cluster;
+mod hedge;
 mod hub;
 mod lock;
 mod marks;
@@ -14,10 +16,14 @@ mod numbers;
 mod renew;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod session;
 mod set;
+#[cfg(test)]
+mod slow_reads;
 mod stage;
 #[cfg(test)]
 mod tests;
+mod tries;
 
 pub use cluster::{Cluster, ConnectError, OpenCheck};
 pub use marks::{Marks, Told};

@@ -73,6 +73,8 @@ pub(crate) enum Act {
     Fault(Fault),
     /// It is lost in this way.
     Lost(Lost),
+    /// It is answered after a while.
+    Late(Duration, Reply),
     /// It is never answered.
     Hang,
 }
@@ -221,8 +223,13 @@ impl Transport for Scripted {
                 reply(Frame::new(&StageAnswer { results }, Bytes::new()).expect("a frame"))
             }
             Request::Fop(call) => {
+                let mut late = Duration::ZERO;
                 let result = match (self.script.lock())(&call, &frame.body) {
                     Act::Reply(reply) => Ok(reply),
+                    Act::Late(span, reply) => {
+                        late = span;
+                        Ok(reply)
+                    }
                     Act::Fault(fault) => Err(fault),
                     Act::Lost(lost) => return Box::pin(async move { Err(lost) }),
                     Act::Hang => return hang(),
@@ -233,7 +240,14 @@ impl Transport for Scripted {
                     flushed,
                     result,
                 };
-                reply(Frame::new(&answer, Bytes::new()).expect("a frame"))
+                let frame = Frame::new(&answer, Bytes::new()).expect("a frame");
+                if late.is_zero() {
+                    return reply(frame);
+                }
+                Box::pin(async move {
+                    tokio::time::sleep(late).await;
+                    Ok(frame)
+                })
             }
             Request::Peer(_) => hang(),
         }

@@ -5,13 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::future::{Either, select};
 use mortar_protocol::attr::Cred;
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{Answer, Call, Fop, InodeOp, Reply};
-use mortar_protocol::frame::{Frame, FrameError};
-use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, SessionId, SetIndex};
+use mortar_protocol::ids::{BrickId, Epoch, InodeId, Mark, NodeId, Seq, SessionId, SetIndex};
 use mortar_protocol::transport::Lost;
 use mortar_protocol::view::View;
 use mortar_protocol::watch::{Wait, fails_because, waits_for};
@@ -19,27 +17,16 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use super::ask::{Target, Way};
 use super::book::Book;
-use super::hub::{Hub, Service};
+use super::hedge::Hedge;
+use super::hub::Hub;
 use super::marks::{Marks, Told};
 use super::numbers::Numbers;
-use super::within;
+use super::tries::Tries;
 
 /// Time for one try, after which it is repeated.
 const TRY: Duration = Duration::from_secs(10);
-/// What a call gets while no server answers, once others have waited in vain.
-const AWAY: Duration = Duration::from_secs(2);
-/// A call to a set that answers other calls is given up after so many frame timeouts.
-const PATIENCE: u32 = 4;
-/// While the volume is not in service, a call waits for so many looks at its record, the second of which began after
-/// the call did ...
-const LOOKS: u32 = 2;
-/// ... each for so long at most.
-const LOOK: Duration = Duration::from_millis(500);
-/// Pauses between tries, from and to.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(200));
-/// Time to tell a set that the session ends.
-const END: Duration = Duration::from_secs(2);
 
 /// What came back.
 #[derive(Debug)]
@@ -78,42 +65,36 @@ pub struct SetState {
     pub away: bool,
     /// Age of the last answer.
     pub heard_ms_ago: u64,
+    /// Reads that were sent to another member too, because the first took long.
+    pub reads_sent_twice: u64,
 }
 
 /// A set of the volume.
 pub struct Set {
     index: SetIndex,
     pub(super) hub: Arc<Hub>,
-    inner: Mutex<Inner>,
+    pub(super) inner: Mutex<Inner>,
     /// Another view or address is known.
-    changed: Notify,
+    pub(super) changed: Notify,
     /// There is room for another number, or another session.
-    room: Notify,
+    pub(super) room: Notify,
     /// Held while the session is begun on this set.
-    turn: tokio::sync::Mutex<()>,
+    pub(super) turn: tokio::sync::Mutex<()>,
 }
 
-struct Inner {
-    view: Option<View>,
-    target: Option<Target>,
-    session: SessionId,
-    begun: bool,
-    numbers: Numbers,
+pub(super) struct Inner {
+    pub(super) view: Option<View>,
+    pub(super) target: Option<Target>,
+    pub(super) reads: Hedge,
+    pub(super) session: SessionId,
+    pub(super) begun: bool,
+    pub(super) numbers: Numbers,
     marks: Marks,
     book: Book,
     /// Calls have waited in vain, and no answer has come since.
-    away: bool,
+    pub(super) away: bool,
     /// When the last answer came.
-    heard: Mono,
-}
-
-/// Where a request goes.
-#[derive(Clone)]
-struct Target {
-    brick: BrickId,
-    node: NodeId,
-    addrs: Arc<[SocketAddr]>,
-    epoch: Epoch,
+    pub(super) heard: Mono,
 }
 
 /// A node and its bricks that take stages.
@@ -121,30 +102,6 @@ pub(super) struct StageTarget {
     pub(super) node: NodeId,
     pub(super) addrs: Arc<[SocketAddr]>,
     pub(super) bricks: Vec<BrickId>,
-}
-
-/// Encodes as a `Request::Fop` without owning the call.
-#[derive(Serialize)]
-enum RequestRef<'a> {
-    Fop(&'a Call),
-}
-
-/// Waiting between tries: how long so far, and until when.
-pub(super) struct Tries {
-    started: Mono,
-    pause: Duration,
-    /// Looks at the volume's record waited for while it is not in service.
-    looks: u32,
-}
-
-impl Tries {
-    pub(super) fn new(started: Mono) -> Self {
-        Self {
-            started,
-            pause: PAUSE.0,
-            looks: 0,
-        }
-    }
 }
 
 /// A number in use; answered or given up when dropped.
@@ -166,7 +123,7 @@ impl Drop for Ticket<'_> {
 
 impl Inner {
     /// Follows the volume's session: numbers belong to a session.
-    fn follow(&mut self, session: SessionId) {
+    pub(super) fn follow(&mut self, session: SessionId) {
         if self.session != session {
             self.session = session;
             self.begun = false;
@@ -182,6 +139,7 @@ impl Set {
             inner: Mutex::new(Inner {
                 view: None,
                 target: None,
+                reads: Hedge::default(),
                 session: hub.session(),
                 begun: false,
                 numbers: Numbers::new(),
@@ -285,78 +243,23 @@ impl Set {
         }
     }
 
-    /// Begins the session here; opens another one if it has ended.
-    pub(super) async fn begin(&self, tries: &mut Tries) -> Result<(), Fault> {
-        let _turn = self.turn.lock().await;
-        loop {
-            let session = self.hub.session();
-            {
-                let mut inner = self.inner.lock();
-                inner.follow(session);
-                if inner.begun {
-                    return Ok(());
-                }
-            }
-            let mut call = self.request(Fop::SessionBegin, How::default());
-            call.session = session;
-            call.durable = true;
-            match self.drive(&mut call, &Bytes::new(), tries.started).await {
-                Ok(_) => {
-                    let mut inner = self.inner.lock();
-                    if inner.session == session {
-                        inner.begun = true;
-                        drop(inner);
-                        self.room.notify_waiters();
-                    }
-                }
-                Err(Fault::UnknownSession) => {
-                    let left = self.left(tries, false);
-                    self.hub.replace_session(session, left).await?;
-                    self.pause(tries, false).await?;
-                }
-                Err(fault) => return Err(fault),
-            }
-        }
-    }
-
-    /// The set does not know the session (any more): may the request be made again?
-    async fn session_refused(&self, call: &Call, started: Mono) -> Result<(), Fault> {
-        {
-            let mut inner = self.inner.lock();
-            if inner.session == call.session {
-                inner.begun = false;
-            }
-        }
-        if call.number > 0 && call.repeat {
-            fails_because(|| {
-                format!(
-                    "its session ended; whether set {} has done it is not known",
-                    self.index.0
-                )
-            });
-            return Err(Fault::Refused(Errno::EIO));
-        }
-        self.begin(&mut Tries::new(started)).await
-    }
-
     /// Sends a request until somebody answers it.
-    async fn drive(&self, call: &mut Call, body: &Bytes, started: Mono) -> Result<Answered, Fault> {
+    pub(super) async fn drive(
+        &self,
+        call: &mut Call,
+        body: &Bytes,
+        started: Mono,
+    ) -> Result<Answered, Fault> {
         let mut tries = Tries::new(started);
         // Members that could not read a block.
         let mut corrupt: Vec<BrickId> = Vec::new();
         loop {
-            let Some(target) = self.aim(call, &corrupt) else {
+            let Some(mut way) = self.aim(call, &corrupt) else {
                 self.pause(&mut tries, false).await?;
                 continue;
             };
-            let frame = encode(call, body)?;
             let time = self.left(&tries, true).min(TRY);
-            let sent = self.hub.transport.call(target.node, &target.addrs, frame);
-            waits_for(match call.fop {
-                Fop::LockWait(_) => Wait::Lock,
-                _ => Wait::Answer(self.index.0),
-            });
-            let frame = match within(&self.hub.env, time, sent).await {
+            let frame = match self.ask(call, body, &mut way, time).await? {
                 Some(Ok(frame)) => frame,
                 Some(Err(Lost::NotSent | Lost::Rejected)) => {
                     self.pause(&mut tries, true).await?;
@@ -374,7 +277,7 @@ impl Set {
             })?;
             match answer.result {
                 Ok(reply) => {
-                    self.heard(&call.fop, answer.mark, answer.flushed);
+                    self.heard(&call.fop, &way, answer.mark, answer.flushed);
                     return Ok(Answered {
                         reply,
                         body: frame.body,
@@ -388,15 +291,15 @@ impl Set {
                     | Fault::StaleView(_),
                 ) => self.pause(&mut tries, false).await?,
                 Err(Fault::Corrupt) if call.fop.is_read() => {
-                    corrupt.push(target.brick);
-                    let other = self.aim(call, &corrupt).map(|target| target.brick);
-                    self.unreadable(&call.fop, target.brick, other)?;
+                    corrupt.push(way.to.brick);
+                    let other = self.aim(call, &corrupt).map(|way| way.to.brick);
+                    self.unreadable(&call.fop, way.to.brick, other)?;
                 }
                 Err(fault) => {
-                    self.heard(&Fop::StatFs, answer.mark, answer.flushed);
+                    self.heard(&Fop::StatFs, &way, answer.mark, answer.flushed);
                     if matches!(fault.errno(), Errno::EIO | Errno::ENOSPC) {
                         fails_because(|| {
-                            let (set, brick) = (self.index.0, target.brick);
+                            let (set, brick) = (self.index.0, way.to.brick);
                             format!("refused by set {set}, brick {brick}: {fault:?}")
                         });
                     }
@@ -437,93 +340,13 @@ impl Set {
         Ok(())
     }
 
-    /// Where the request goes now, filled into it.
-    fn aim(&self, call: &mut Call, not: &[BrickId]) -> Option<Target> {
-        let inner = self.inner.lock();
-        let mut target = inner.target.clone()?;
-        if not.contains(&target.brick) {
-            let view = inner.view.as_ref()?;
-            let other =
-                |m: &&mortar_protocol::view::Member| m.keeps_data && !not.contains(&m.brick);
-            let member = view.members.iter().find(other)?;
-            target.brick = member.brick;
-            target.node = member.node;
-            target.addrs = self.hub.addrs(member.node)?;
-        }
-        call.answered_below = inner.numbers.answered_below();
-        call.brick = target.brick;
-        call.epoch = target.epoch;
-        Some(target)
-    }
-
-    fn heard(&self, fop: &Fop, mark: Mark, flushed: mortar_protocol::ids::Seq) {
+    fn heard(&self, fop: &Fop, way: &Way, mark: Mark, flushed: Seq) {
         let now = self.hub.env.now();
         let mut inner = self.inner.lock();
         inner.heard = now;
         inner.away = false;
+        Self::answered(&mut inner, way, now);
         inner.marks.note(mark, flushed, told(fop));
-    }
-
-    /// Time left for a request; `alive`: answers to others count as a sign of life.
-    fn left(&self, tries: &Tries, alive: bool) -> Duration {
-        let inner = self.inner.lock();
-        let limit = if inner.away {
-            AWAY
-        } else {
-            self.hub.frame_timeout()
-        };
-        let from = if alive {
-            tries.started.max(inner.heard)
-        } else {
-            tries.started
-        };
-        let until = from.after(limit).min(tries.started.after(limit * PATIENCE));
-        until.since(self.hub.env.now())
-    }
-
-    /// Waits for another view, or a little while. `lost`: no answer came (else the set said that it does not serve).
-    ///
-    /// # Errors
-    /// ENOTCONN if the request has waited long enough, or the volume is not in service.
-    pub(super) async fn pause(&self, tries: &mut Tries, lost: bool) -> Result<(), Fault> {
-        let service = self.hub.service();
-        if service != Service::Started {
-            return self.out_of_service(tries, service).await;
-        }
-        let left = self.left(tries, lost);
-        if left.is_zero() {
-            self.inner.lock().away = true;
-            fails_because(|| {
-                let waited = self.hub.env.now().since(tries.started);
-                let what = if lost { "no answer" } else { "does not serve" };
-                format!("set {}: {what} for {waited:.1?}", self.index.0)
-            });
-            return Err(Fault::Refused(Errno::ENOTCONN));
-        }
-        waits_for(Wait::Serving(self.index.0));
-        let changed = std::pin::pin!(self.changed.notified());
-        self.hub.poke();
-        let pause = tries.pause.min(left);
-        tries.pause = (tries.pause * 2).min(PAUSE.1);
-        let woken = select(changed, self.hub.env.sleep(pause)).await;
-        if let Either::Left((_, rest)) = woken {
-            drop(rest);
-        }
-        Ok(())
-    }
-
-    /// The volume is stopped or gone, unless a look at its record says that it has been started meanwhile.
-    async fn out_of_service(&self, tries: &mut Tries, service: Service) -> Result<(), Fault> {
-        if service == Service::Replaced || tries.looks >= LOOKS {
-            fails_because(|| service.why().to_owned());
-            return Err(Fault::Refused(Errno::ENOTCONN));
-        }
-        tries.looks += 1;
-        waits_for(Wait::Serving(self.index.0));
-        let looked = std::pin::pin!(self.hub.looked.notified());
-        self.hub.poke();
-        select(looked, self.hub.env.sleep(LOOK)).await;
-        Ok(())
     }
 
     /// Has everybody who waits look again.
@@ -554,18 +377,6 @@ impl Set {
         self.retarget(&mut self.inner.lock());
     }
 
-    fn retarget(&self, inner: &mut Inner) {
-        inner.target = inner.view.as_ref().and_then(|view| {
-            let primary = view.primary_member()?;
-            Some(Target {
-                brick: primary.brick,
-                node: primary.node,
-                addrs: self.hub.addrs(primary.node)?,
-                epoch: view.epoch,
-            })
-        });
-    }
-
     /// What a state dump shows of it.
     pub fn state(&self) -> SetState {
         let inner = self.inner.lock();
@@ -583,6 +394,7 @@ impl Set {
             answered_below: inner.numbers.answered_below(),
             away: inner.away,
             heard_ms_ago: now.since(inner.heard).as_millis() as u64,
+            reads_sent_twice: inner.reads.count(),
         }
     }
 
@@ -613,27 +425,6 @@ impl Set {
     /// A look at the locks held here, with the session.
     pub(super) fn book<T>(&self, look: impl FnOnce(&mut Book, SessionId) -> T) -> T {
         look(&mut self.inner.lock().book, self.hub.session())
-    }
-
-    /// Whether the session is known to the set, as far as the client knows.
-    pub(super) fn is_begun(&self) -> bool {
-        let inner = self.inner.lock();
-        inner.begun && inner.session == self.hub.session()
-    }
-
-    /// Ends the session here; gives up after a while (the set then notices by its silence).
-    pub(super) async fn end(&self) {
-        if !self.is_begun() {
-            return;
-        }
-        let mut call = self.request(Fop::SessionEnd, How::default());
-        call.session = self.hub.session();
-        let started = self.hub.env.now();
-        let body = Bytes::new();
-        let ending = self.drive(&mut call, &body, started);
-        if let Some(Ok(_)) = within(&self.hub.env, END, ending).await {
-            self.inner.lock().begun = false;
-        }
     }
 
     /// Waits until everything this client made or was shown is flushed: of `file`'s part here, and of names.
@@ -686,13 +477,6 @@ impl Set {
     }
 }
 
-fn encode(call: &Call, body: &Bytes) -> Result<Frame, Fault> {
-    Frame::new(&RequestRef::Fop(call), body.clone()).map_err(|error| match error {
-        FrameError::HeadTooLong(_) | FrameError::BodyTooLong(_) => Fault::Refused(Errno::E2BIG),
-        _ => Fault::Protocol,
-    })
-}
-
 fn told(fop: &Fop) -> Told {
     match fop {
         Fop::Change(change) => Told::File(change.id),
@@ -719,29 +503,5 @@ fn is_late(call: &Call) -> Option<Fault> {
             (txn.session != call.session).then_some(Fault::Refused(Errno::EAGAIN))
         }
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mortar_protocol::fop::Request;
-
-    #[test]
-    fn a_borrowed_request_encodes_as_an_owned_one() {
-        let call = Call {
-            brick: BrickId(5),
-            epoch: Epoch(3),
-            session: SessionId(9),
-            number: 7,
-            answered_below: 6,
-            repeat: true,
-            after: 2,
-            cred: Cred::default(),
-            durable: true,
-            fop: Fop::GetAttr { id: InodeId::ROOT },
-        };
-        let owned = Frame::new(&Request::Fop(call.clone()), Bytes::new()).unwrap();
-        assert_eq!(encode(&call, &Bytes::new()).unwrap(), owned);
     }
 }

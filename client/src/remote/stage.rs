@@ -10,7 +10,8 @@ use mortar_protocol::ids::StageId;
 use mortar_protocol::watch::{Wait, fails_because, waits_for};
 use std::time::Duration;
 
-use super::set::{Set, Tries};
+use super::set::Set;
+use super::tries::Tries;
 use super::within;
 
 /// Time for one piece to one node.
