@@ -123,6 +123,25 @@ fn boot_and_clean_mark_are_written_by_members_alone() {
     cluster.quiet();
     assert_eq!(cluster.leader(), Some(1));
     assert!(!holds(&cluster, 1) && told(&cluster, 1));
+    // Nor does such a run take the clean mark of the last member away.
+    let mut cluster = acknowledged();
+    cluster.tick(Duration::from_secs(2));
+    cluster.quiet();
+    for node in 0..2 {
+        cluster.stop(node);
+    }
+    cluster.control();
+    cluster.restart_control();
+    cluster.start(1);
+    cluster.control();
+    cluster.power_off(1, 0);
+    cluster.start(1);
+    cluster.quiet();
+    assert_eq!(cluster.leader(), None, "the other member is waited for");
+    cluster.tick(WAIT);
+    cluster.quiet();
+    assert_eq!(cluster.leader(), Some(1));
+    assert!(holds(&cluster, 1) && opening(&cluster) == Opening(1));
 }
 
 #[test]
@@ -263,7 +282,7 @@ fn a_lone_member_of_a_replicated_set_acknowledges_only_what_is_flushed() {
     assert_eq!(cluster.acked.len(), before + 1);
 }
 
-/// A set as the control plane sees it: brick 1 and 2, of which the second may be without data.
+/// A set as the control plane sees it: bricks 1, 2 and so on, of which some may be without data.
 struct Told {
     bricks: Vec<Configured>,
     views: SetViews,
@@ -278,15 +297,15 @@ fn pos(epoch: u64, seq: u64) -> Pos {
 }
 
 impl Told {
-    /// Both are members of an effective view of epoch 5, in run 1 of boot 1.
-    fn new(second_keeps_data: bool) -> Self {
-        let member = |number: u128| Member {
+    /// All are members of an effective view of epoch 5, in run 1 of boot 1.
+    fn new(keep_data: &[bool]) -> Self {
+        let member = |(number, keeps_data): (u128, &bool)| Member {
             brick: BrickId(number),
             node: NodeId(number),
             run: RunId(1),
-            keeps_data: number == 1 || second_keeps_data,
+            keeps_data: *keeps_data,
         };
-        let members = vec![member(1), member(2)];
+        let members: Vec<Member> = (1..).zip(keep_data).map(member).collect();
         let bricks = members.iter().map(|member| Configured {
             brick: member.brick,
             node: member.node,
@@ -363,7 +382,7 @@ const NOW: Mono = Mono(1_000_000_000);
 
 #[test]
 fn an_adoption_counts_for_its_view_and_run_alone() {
-    let mut told = Told::new(true);
+    let mut told = Told::new(&[true, true]);
     told.started(1, 1, &[1]);
     told.started(2, 2, &[1]);
     let view = told.decide(NOW).expect("a view without the second");
@@ -379,7 +398,7 @@ fn an_adoption_counts_for_its_view_and_run_alone() {
 
 #[test]
 fn there_is_no_view_and_no_opening_without_the_data() {
-    let mut told = Told::new(false);
+    let mut told = Told::new(&[true, false]);
     told.started(1, 1, &[1]);
     told.started(2, 1, &[1]);
     assert_eq!(told.decide(NOW), None);
@@ -389,12 +408,18 @@ fn there_is_no_view_and_no_opening_without_the_data() {
     told.started(1, 2, &[1]);
     let view = told.decide(NOW.after(WAIT)).expect("an opening");
     assert_eq!((view.primary, view.opening), (BrickId(1), Opening(3)));
+    // Who follows a primary that has ended.
+    let mut told = Told::new(&[true, false, true]);
+    (1..4).for_each(|brick| told.started(brick, 1, &[1]));
+    told.started(1, 2, &[1]);
+    let view = told.decide(NOW).expect("a view without the first");
+    assert_eq!((view.primary, view.members.len()), (BrickId(3), 2));
 }
 
 #[test]
 fn an_opening_is_lossless_only_by_the_run_that_the_view_names() {
     for (runs, expected) in [(vec![1, 7], Opening(3)), (vec![7], Opening(4))] {
-        let mut told = Told::new(true);
+        let mut told = Told::new(&[true, true]);
         // A superblock that does not know of the run in the view, as an older copy of the device has it.
         told.started(1, 8, &runs);
         told.started(2, 8, &[]);
