@@ -103,6 +103,10 @@ fn filled_and_emptied(kind: Kind) {
             .expect("open");
         cut.set_len(10 << 20).expect("truncate");
         drop(cut);
+        // Also at once, in the least piece there is, and by another mount.
+        let tiny =
+            fs::write(one.join("tiny"), b"x").and_then(|()| fs::write(two.join("tin"), b"x"));
+        tiny.unwrap_or_else(|error| panic!("round {round}, right after truncate: {error}"));
         let freed = fs::write(one.join("small"), vec![1; 1 << 20]);
         freed.unwrap_or_else(|error| panic!("round {round}, after truncate: {error}"));
         for entry in fs::read_dir(one.path()).expect("list") {

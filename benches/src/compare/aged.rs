@@ -4,9 +4,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use mortar_benches::backing::text;
-use mortar_benches::process::{check, run};
+use mortar_benches::process::{check, pause, run};
 
 use crate::fio::{DEEP, FILL, fio};
 use crate::workload::{Figure, Figures, Metric, Scale, more, seconds, timed};
@@ -45,12 +46,23 @@ fn free(mount: &Path, scale: &Scale<'_>) -> Result<u64, String> {
     Ok(of(mount)?.min(of(&scale.backing.bricks())? / COPIES))
 }
 
-/// Bytes in use below the bricks of all sides.
+/// Bytes in use below the bricks of all sides, once none of them gives any back: what was removed before takes a while.
 fn used(scale: &Scale<'_>) -> Result<u64, String> {
-    scale.backing.sync()?;
-    let stat =
-        rustix::fs::statvfs(scale.backing.bricks()).map_err(|err| format!("statfs: {err}"))?;
-    Ok((stat.f_blocks - stat.f_bfree) * stat.f_frsize)
+    const LOOKS: usize = 20;
+    let mut last = u64::MAX;
+    for _ in 0..LOOKS {
+        check()?;
+        scale.backing.sync()?;
+        let stat =
+            rustix::fs::statvfs(scale.backing.bricks()).map_err(|err| format!("statfs: {err}"))?;
+        let now = (stat.f_blocks - stat.f_bfree) * stat.f_frsize;
+        if now >= last {
+            return Ok(now);
+        }
+        last = now;
+        pause(Duration::from_secs(3));
+    }
+    Ok(last)
 }
 
 /// A volume filled to 85 percent with one file, of which three times the free space is overwritten in 4 KiB pieces.

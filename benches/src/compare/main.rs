@@ -16,6 +16,7 @@
 mod aged;
 mod fio;
 mod gluster;
+mod jobs;
 mod report;
 mod workload;
 
@@ -80,7 +81,7 @@ struct Options {
     #[arg(long, default_value_t = 180)]
     long_seconds: u32,
     /// Only these workloads, comma-separated (default: untar,smallfile,rand4k,syncwrite4k,seq1m; there are also
-    /// listing, long and aged, which take minutes each).
+    /// jobs, and listing, long and aged, which take minutes each).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
     /// Only this side.

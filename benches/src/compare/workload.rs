@@ -8,8 +8,8 @@ use mortar_benches::backing::{Backing, text};
 use mortar_benches::process::{check, run};
 use mortar_protocol::env_real::mono_now;
 
-use crate::aged;
 use crate::fio::{DEEP, FILL, Latency, fio};
+use crate::{aged, jobs};
 
 /// What a figure measures.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +152,7 @@ pub(crate) struct Workload {
 impl Workload {
     /// All of them.
     pub(crate) fn all() -> Vec<Self> {
-        let all: [(_, Run, bool); 8] = [
+        let all: [(_, Run, bool); 9] = [
             ("untar", untar, true),
             ("smallfile", smallfile, true),
             ("rand4k", rand4k, true),
@@ -161,6 +161,7 @@ impl Workload {
             ("listing", aged::listing, false),
             ("long", aged::long, false),
             ("aged", aged::aged, false),
+            ("jobs", jobs::jobs, false),
         ];
         all.map(|(name, run, usual)| Self { name, run, usual })
             .into()

@@ -226,6 +226,10 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.want_checkpoint();
     }
 
+    fn frees_soon(&self) -> bool {
+        self.inner.frees_soon()
+    }
+
     fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String> {
         self.inner.settle(now, extra)
     }

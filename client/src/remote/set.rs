@@ -340,6 +340,12 @@ impl Set {
         Ok(())
     }
 
+    /// It answered something that is no sign of its state.
+    pub(super) fn is_alive(&self) {
+        let now = self.hub.env.now();
+        self.inner.lock().heard = now;
+    }
+
     fn heard(&self, fop: &Fop, way: &Way, mark: Mark, flushed: Seq) {
         let now = self.hub.env.now();
         let mut inner = self.inner.lock();

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use mortar_protocol::error::Fault;
+use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{Request, Stage, StageAnswer};
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::StageId;
@@ -60,6 +60,8 @@ impl Set {
                     | Fault::NotPrimary(_)
                     | Fault::StaleView(_),
                 )) => self.pause(&mut tries, false).await?,
+                // The bricks wait for space that is being given back.
+                Err(Some(Fault::Refused(Errno::EAGAIN))) => self.pause(&mut tries, true).await?,
                 Err(Some(fault)) => {
                     fails_because(|| {
                         format!("set {} did not take its data: {fault:?}", self.index().0)
@@ -97,6 +99,7 @@ impl Set {
                 continue;
             };
             let answer: StageAnswer = frame.message().map_err(|_| Some(Fault::Protocol))?;
+            self.is_alive();
             for result in answer.results {
                 match result {
                     Ok(()) => kept[at] = true,

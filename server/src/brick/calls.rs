@@ -24,6 +24,10 @@ const RING_RESERVE: u64 = (MAX_INLINE as u64) + (512 << 10);
 const FLUSH_FROM: usize = 4;
 /// A change waits so long for a stage that is on its way.
 const STAGE_WAIT: Duration = Duration::from_millis(500);
+/// How long a change waits for the space that removals before it give back.
+const SPACE_WAIT: Duration = Duration::from_secs(5);
+/// After this time the other members have said what space a removal gave back.
+const SPACE_KNOWN: Duration = Duration::from_millis(400);
 /// A change waits so long for the one before it.
 const HOLD: Duration = Duration::from_secs(30);
 /// How often silent sessions are reported.
@@ -219,8 +223,23 @@ impl Brick {
             Err(Fault::NoStage) if self.now.since(queued.since) < STAGE_WAIT => {
                 self.unstaged.push(queued);
             }
+            Err(Fault::Refused(Errno::ENOSPC))
+                if self.now.since(queued.since) < SPACE_WAIT && self.space_comes() =>
+            {
+                self.crowded.push(queued);
+            }
             Err(fault) => self.refuse(queued, fault),
         }
+    }
+
+    /// Whether removals are giving back space, here or, so far as is not known yet, on the other members.
+    fn space_comes(&mut self) -> bool {
+        if self.storage.frees_soon() {
+            self.freed = Some(self.now);
+            self.log.want_flush(self.log.head().seq);
+        }
+        let now = self.now;
+        self.freed.is_some_and(|at| now.since(at) < SPACE_KNOWN)
     }
 
     fn append_result(
@@ -484,6 +503,7 @@ impl Brick {
         let mut queued: Vec<Queued> = self.queue.drain(..).collect();
         queued.extend(std::mem::take(&mut self.held).into_values().flatten());
         queued.append(&mut self.unstaged);
+        queued.append(&mut self.crowded);
         queued.append(&mut self.lock_waits);
         if !self.log.is_member() || self.life != Life::Serving {
             queued.extend(std::mem::take(&mut self.reads).into_values().flatten());
@@ -506,6 +526,8 @@ impl Brick {
         if self.log.leads() && self.share.is_pressed(FLUSH_FROM) {
             self.log.want_flush(self.log.head().seq);
         }
+        let crowded = std::mem::take(&mut self.crowded);
+        self.queue.extend(crowded);
         let mut late: Vec<(Queued, Fault)> = Vec::new();
         for queued in std::mem::take(&mut self.unstaged) {
             if now.since(queued.since) >= STAGE_WAIT {

@@ -281,6 +281,10 @@ impl Core {
             let fault = match result {
                 Ok(()) => None,
                 Err(error) if full(error) => Some(Errno::ENOSPC.into()),
+                // It waits for a checkpoint: the brick is well, its disk may be slow.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    Some(Errno::EAGAIN.into())
+                }
                 Err(_) => Some(Fault::NotServing),
             };
             if let Some(slot) = staging.results.get_mut(*at)

@@ -167,6 +167,9 @@ impl Brick {
         for queued in &self.unstaged {
             add(queued, "its bulk data");
         }
+        for queued in &self.crowded {
+            add(queued, "space that removals give back");
+        }
         for queued in self.reads.values().flatten() {
             add(queued, "a change of the same object to be committed");
         }

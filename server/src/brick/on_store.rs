@@ -84,6 +84,10 @@ impl Storage for Store {
         Self::want_checkpoint(self);
     }
 
+    fn frees_soon(&self) -> bool {
+        Self::frees_soon(self)
+    }
+
     fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String> {
         Self::go_on_settling(self, now, extra).map_err(|err| err.to_string())
     }

@@ -87,6 +87,10 @@ pub(super) struct Brick {
     pub(super) held: BTreeMap<(SessionId, u64), Vec<Queued>>,
     /// Changes that wait for a stage.
     pub(super) unstaged: Vec<Queued>,
+    /// Changes for which there is no space until removals have given theirs back.
+    pub(super) crowded: Vec<Queued>,
+    /// When a removal was last seen that had not given back its space.
+    pub(super) freed: Option<Mono>,
     pub(super) committing: BTreeMap<Seq, Vec<Waiting>>,
     pub(super) flushing: BTreeMap<Seq, Vec<Waiting>>,
     /// Reads that wait for the commit position.
@@ -170,6 +174,8 @@ impl Brick {
             queue: VecDeque::new(),
             held: BTreeMap::new(),
             unstaged: Vec::new(),
+            crowded: Vec::new(),
+            freed: None,
             committing: BTreeMap::new(),
             flushing: BTreeMap::new(),
             reads: BTreeMap::new(),
@@ -464,6 +470,9 @@ impl Brick {
         match polled {
             Ok(()) => {
                 let applied = self.storage.applied();
+                if applied > before {
+                    self.queue.extend(std::mem::take(&mut self.crowded));
+                }
                 self.again |= applied > before && !self.queue.is_empty();
                 self.log.applied(applied);
             }

@@ -77,6 +77,8 @@ pub trait Storage: LogReader + Send {
     fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), String>;
     /// Starts a checkpoint now, unless one runs.
     fn want_checkpoint(&mut self);
+    /// Whether removals wait to be applied, which will give back space.
+    fn frees_soon(&self) -> bool;
     /// For an orderly stop, after which nothing is appended: applies what may be applied and has a checkpoint hold it.
     /// True once that is done; call it again until then.
     ///

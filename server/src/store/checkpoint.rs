@@ -146,7 +146,7 @@ impl Store {
     }
 
     /// Whether there are removals that have not given back their space yet.
-    pub(super) fn frees_soon(&self) -> bool {
+    pub fn frees_soon(&self) -> bool {
         self.held.iter().any(|held| held.frees)
     }
 
