@@ -6,6 +6,8 @@
 mod caller;
 mod convert;
 mod kernel;
+mod listing;
+mod reply;
 mod watched;
 
 use std::ffi::OsStr;
@@ -22,16 +24,20 @@ use fuser::{
     ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
-use mortar_protocol::attr::{Attr, FileKind, SetAttr};
+use mortar_protocol::attr::{FileKind, SetAttr};
 use mortar_protocol::error::Errno;
 use mortar_protocol::fop::{DirEntry, LockRequest, XattrMode};
 use mortar_protocol::ids::InodeId;
 
-use crate::vfs::{Backend, Entry, NewInode, OpenFile, Piece, RenameMode, Res, Vfs, WriteHow};
+use crate::vfs::{Backend, NewInode, OpenFile, RenameMode, Vfs, WriteHow};
 use crate::volume::questions::is_question;
 use caller::Caller;
 use convert::{attr, cred, errno, id};
 pub use kernel::Caches;
+use listing::list;
+use reply::{
+    generation, reply_attr, reply_data, reply_empty, reply_entry, reply_written, reply_xattr,
+};
 use watched::Kind;
 pub use watched::{STATS_XATTRS, Watched};
 
@@ -100,107 +106,6 @@ impl<B: Backend> Adapter<B> {
 
 fn bytes(name: &OsStr) -> Bytes {
     Bytes::copy_from_slice(name.as_bytes())
-}
-
-fn generation(attr: &Attr) -> Generation {
-    Generation(attr.gfid.generation)
-}
-
-fn reply_entry(reply: ReplyEntry, result: Res<Entry>) {
-    match result {
-        Ok(entry) => reply.entry_with_ttls(
-            &entry.attr_ttl,
-            &entry.entry_ttl,
-            &attr(&entry.attr),
-            generation(&entry.attr),
-        ),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_attr(reply: ReplyAttr, result: Res<(Attr, Duration)>) {
-    match result {
-        Ok((found, ttl)) => reply.attr(&ttl, &attr(&found)),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_empty(reply: ReplyEmpty, result: Res<()>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_data(reply: ReplyData, result: Res<Bytes>) {
-    match result {
-        Ok(data) => reply.data(&data),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn reply_written(reply: ReplyWrite, len: u32, result: Res<()>) {
-    match result {
-        Ok(()) => reply.written(len),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// Answers getxattr and listxattr: the size alone if none was given.
-fn reply_xattr(reply: ReplyXattr, size: u32, result: Res<Bytes>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(fuser::Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-/// Fills a listing through `add`, which gets each entry and the age of its attributes and says when there is no room;
-/// gives back what did not fit.
-async fn list<B: Backend>(
-    vfs: &Vfs<B>,
-    (dir, handle): (InodeId, u64),
-    offset: u64,
-    plus: bool,
-    mut add: impl FnMut(&DirEntry, Duration) -> bool,
-) -> Res<()> {
-    let dot = |name: &'static [u8], inode: InodeId, offset| DirEntry {
-        name: Bytes::from_static(name),
-        gfid: mortar_protocol::ids::Gfid {
-            id: inode,
-            generation: 0,
-        },
-        kind: FileKind::Dir,
-        offset,
-        attr: None,
-    };
-    let read = vfs.readdir(handle, offset.max(2), plus);
-    let mut piece: Piece = if offset < 2 {
-        let (above, piece) = futures_util::future::join(vfs.dir_parent(dir), read).await;
-        // A directory that was removed has nothing above it any more.
-        let above = above.unwrap_or(dir);
-        let (here, above) = (dot(b".", dir, 1), dot(b"..", above, 2));
-        if offset == 0 && add(&here, Duration::ZERO) || add(&above, Duration::ZERO) {
-            return Ok(());
-        }
-        piece?
-    } else {
-        read.await?
-    };
-    let mut after = offset.max(2);
-    let mut taken = 0;
-    let age = vfs.age(&piece);
-    for entry in &piece.entries {
-        if add(entry, age) {
-            break;
-        }
-        after = entry.offset;
-        taken += 1;
-    }
-    piece.entries.drain(..taken);
-    vfs.unread(handle, after, plus, piece);
-    Ok(())
 }
 
 impl<B: Backend> Filesystem for Adapter<B> {
@@ -907,74 +812,4 @@ fn lock_request(
         pid,
         wait,
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use mortar_protocol::attr::Cred;
-    use mortar_protocol::env_real::RealEnv;
-
-    use super::*;
-    use crate::vfs::{Options, mem::Mem};
-
-    /// Lists the root with room for `room` entries per call.
-    async fn listing(vfs: &Vfs<Mem>, room: usize, plus: bool) -> Vec<Bytes> {
-        let handle = vfs.open_dir(Cred::default(), InodeId::ROOT);
-        let mut names = Vec::new();
-        let mut offset = 0;
-        loop {
-            let mut got = Vec::new();
-            let add = |entry: &DirEntry, _| {
-                let full = got.len() == room;
-                if !full {
-                    got.push((entry.name.clone(), entry.offset));
-                }
-                full
-            };
-            list(vfs, (InodeId::ROOT, handle), offset, plus, add)
-                .await
-                .unwrap();
-            match got.last() {
-                Some((_, last)) => offset = *last,
-                None => break,
-            }
-            names.extend(got.into_iter().map(|(name, _)| name));
-        }
-        vfs.drop_handle(handle);
-        names
-    }
-
-    #[test]
-    fn listings_are_whole_however_little_room_there_is() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        let env = Arc::new(RealEnv::new(runtime.handle().clone()));
-        let vfs = Vfs::new(Mem::new(), env, Options::default());
-        runtime.block_on(async {
-            let mut expected = vec![Bytes::from_static(b"."), Bytes::from_static(b"..")];
-            for i in 0..12 {
-                let name = Bytes::from(format!("file{i:02}"));
-                let new = NewInode {
-                    kind: FileKind::File,
-                    perm: 0o644,
-                    umask: 0,
-                    rdev: 0,
-                    target: Bytes::new(),
-                };
-                let root = InodeId::ROOT;
-                vfs.make(Cred::default(), root, name.clone(), new)
-                    .await
-                    .unwrap();
-                expected.push(name);
-            }
-            for room in [1, 2, 3, 5, 100] {
-                for plus in [false, true] {
-                    assert_eq!(listing(&vfs, room, plus).await, expected, "room for {room}");
-                }
-            }
-        });
-    }
 }

@@ -17,8 +17,10 @@ mod listing;
 mod lock;
 mod name;
 pub mod node;
+mod read;
 mod recent;
 mod volume;
+mod xattr;
 
 #[cfg(test)]
 pub(crate) mod mem;
