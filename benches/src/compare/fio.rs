@@ -10,6 +10,9 @@ pub(crate) const FILL: [&str; 4] = ["--rw=write", "--bs=1M", "--ioengine=psync",
 /// Sixteen operations of 4 KiB at a time, past the page cache.
 pub(crate) const DEEP: [&str; 4] = ["--bs=4k", "--direct=1", "--ioengine=libaio", "--iodepth=16"];
 
+/// One operation of 4 KiB at a time, past the page cache.
+pub(crate) const SINGLE: [&str; 3] = ["--bs=4k", "--direct=1", "--ioengine=psync"];
+
 /// What one job did, in the direction asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use mortar_benches::process::check;
 
-use crate::fio::{FILL, fio};
+use crate::fio::{FILL, SINGLE, fio};
 use crate::workload::{Figure, Figures, Metric, Scale, more};
 
 const READ: [Metric; 2] = [
@@ -32,17 +32,15 @@ pub(crate) fn jobs(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
         for (metric, jobs) in metrics.into_iter().zip(["--numjobs=1", "--numjobs=16"]) {
             check()?;
             scale.backing.drop_caches()?;
-            let args = [
+            let special = [
                 kind,
                 jobs,
                 "--group_reporting",
-                "--bs=4k",
-                "--direct=1",
-                "--ioengine=psync",
                 "--time_based",
                 &size,
                 &runtime,
             ];
+            let args = [&SINGLE[..], &special].concat();
             let told = fio(scratch, &file, write, &args)?;
             figures.push(Figure::timed(metric, told.iops, told.latency));
         }

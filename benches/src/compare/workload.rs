@@ -8,7 +8,7 @@ use mortar_benches::backing::{Backing, text};
 use mortar_benches::process::{check, run};
 use mortar_protocol::env_real::mono_now;
 
-use crate::fio::{DEEP, FILL, Latency, fio};
+use crate::fio::{DEEP, FILL, Latency, SINGLE, fio};
 use crate::{aged, jobs};
 
 /// What a figure measures.
@@ -297,7 +297,7 @@ fn rand4k(mount: &Path, scale: &Scale<'_>) -> Result<Figures, String> {
     };
     let write = [&DEEP[..], &["--rw=randwrite"]].concat();
     let read = [&DEEP[..], &["--rw=randread"]].concat();
-    let single = ["--bs=4k", "--direct=1", "--ioengine=psync", "--rw=randread"];
+    let single = [&SINGLE[..], &["--rw=randread"]].concat();
     let figures = vec![
         run_one(RANDWRITE, true, &write)?,
         run_one(RANDREAD, false, &read)?,

@@ -147,13 +147,10 @@ impl Hedge {
             self.slow = None;
             return;
         }
-        let rest = match self.slow {
-            Some(slow) if slow.member == primary => slow.rest,
-            _ => REST.0,
-        };
+        let known = self.slow.filter(|slow| slow.member == primary);
         // The primary, or the one that was asked in its place.
-        let again = self.slow.is_some_and(|slow| slow.member == primary);
-        if first == primary || again {
+        if first == primary || known.is_some() {
+            let rest = known.map_or(REST.0, |slow| slow.rest);
             self.slow = Some(Slow {
                 member: primary,
                 instead: by,

@@ -61,6 +61,15 @@ impl Rig {
         }
     }
 
+    /// The primary answered, and has ceased to; a read has noticed.
+    async fn with_hung_primary() -> Self {
+        let rig = Self::new().await;
+        rig.reads(20).await;
+        rig.manners([|| Act::Hang, good, good]);
+        rig.read().await;
+        rig
+    }
+
     /// From now on.
     fn manners(&self, manners: [fn() -> Act; 3]) {
         *self.manners.lock() = manners;
@@ -143,10 +152,7 @@ async fn another_member_that_does_not_serve_ends_no_read() {
 
 #[tokio::test(start_paused = true)]
 async fn a_member_asked_in_place_of_the_primary_is_left_when_it_ceases_to_serve() {
-    let rig = Rig::new().await;
-    rig.reads(20).await;
-    rig.manners([|| Act::Hang, good, good]);
-    rig.read().await;
+    let rig = Rig::with_hung_primary().await;
     rig.manners([good, || Act::Fault(Fault::UnknownSession), good]);
     assert!(rig.read().await <= 20);
     let asked = rig.asked();
@@ -155,10 +161,7 @@ async fn a_member_asked_in_place_of_the_primary_is_left_when_it_ceases_to_serve(
 
 #[tokio::test(start_paused = true)]
 async fn a_member_asked_in_place_of_the_primary_may_hang_too() {
-    let rig = Rig::new().await;
-    rig.reads(20).await;
-    rig.manners([|| Act::Hang, good, good]);
-    rig.read().await;
+    let rig = Rig::with_hung_primary().await;
     rig.manners([|| Act::Hang, || Act::Hang, good]);
     assert!(rig.read().await <= 20);
     assert_eq!(rig.reads(5).await, 0);
@@ -167,10 +170,7 @@ async fn a_member_asked_in_place_of_the_primary_may_hang_too() {
 
 #[tokio::test(start_paused = true)]
 async fn what_only_the_primary_answers_waits_for_it() {
-    let rig = Rig::new().await;
-    rig.reads(20).await;
-    rig.manners([|| Act::Hang, good, good]);
-    rig.read().await;
+    let rig = Rig::with_hung_primary().await;
     // Other requests still go to the primary, alone.
     let mut call = rig.set.request(Fop::StatFs, How::default());
     rig.set.run(&mut call, &Bytes::new()).await.unwrap();

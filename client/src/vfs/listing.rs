@@ -41,6 +41,13 @@ struct Begin {
     plus: bool,
 }
 
+impl Begin {
+    /// Whether what begins here answers a call for `wanted`. The kernel often asks for attributes first and not again.
+    fn suffices(self, wanted: Self) -> bool {
+        self.after == wanted.after && (self.plus || !wanted.plus)
+    }
+}
+
 type Coming = Shared<BoxFuture<'static, Result<Arc<Piece>, Errno>>>;
 
 /// What was fetched of a listing and not asked for yet.
@@ -68,9 +75,8 @@ impl<B: Backend> Vfs<B> {
         };
         let wanted = Begin { after, plus };
         if let Some((begin, mut piece)) = rest {
-            // The kernel often asks for attributes first and not again.
-            let enough =
-                begin == wanted || begin.after == after && (!plus || piece.entries.is_empty());
+            // Where nothing is left, no attributes are missing.
+            let enough = begin.suffices(wanted) || begin.after == after && piece.entries.is_empty();
             if enough && core.still_holds(&piece) {
                 handle.listing.lock().next = next;
                 core.refresh(&mut piece);
@@ -78,7 +84,7 @@ impl<B: Backend> Vfs<B> {
             }
         }
         let mut piece = None;
-        if let Some((_, coming)) = next.filter(|(begin, _)| *begin == wanted) {
+        if let Some((_, coming)) = next.filter(|(begin, _)| begin.suffices(wanted)) {
             let came = coming.await.ok().map(Arc::unwrap_or_clone);
             piece = came.filter(|piece| core.still_holds(piece));
         }

@@ -113,6 +113,17 @@ impl Rig {
             .unwrap();
         (made.0.gfid.id, made.1.handle)
     }
+
+    /// Closed files "a" to "g".
+    async fn seven(&self) -> Vec<InodeId> {
+        let mut ids = Vec::new();
+        for name in ["a", "b", "c", "d", "e", "f", "g"] {
+            let (id, handle) = self.create(name).await;
+            ids.push(id);
+            self.vfs.drop_handle(handle);
+        }
+        ids
+    }
 }
 
 #[test]
@@ -611,10 +622,7 @@ fn a_lock_drops_pages_that_another_client_outdated() {
 fn listings_continue_where_the_kernel_had_no_room() {
     run(async {
         let rig = rig();
-        for name in ["a", "b", "c", "d", "e", "f", "g"] {
-            let (_, handle) = rig.create(name).await;
-            rig.vfs.drop_handle(handle);
-        }
+        rig.seven().await;
         let dir = rig.vfs.open_dir(root(), InodeId::ROOT);
         rig.mem.log();
         let (mut after, mut names) = (0, Vec::new());
@@ -639,10 +647,7 @@ fn listings_continue_where_the_kernel_had_no_room() {
 fn the_next_piece_of_a_listing_is_fetched_while_one_is_taken() {
     run(async {
         let rig = rig();
-        for name in ["a", "b", "c", "d", "e", "f", "g"] {
-            let (_, handle) = rig.create(name).await;
-            rig.vfs.drop_handle(handle);
-        }
+        rig.seven().await;
         let dir = rig.vfs.open_dir(root(), InodeId::ROOT);
         rig.mem.log();
         let first = rig.vfs.readdir(dir, 0, true).await.unwrap();
@@ -665,12 +670,7 @@ fn the_next_piece_of_a_listing_is_fetched_while_one_is_taken() {
 fn a_listing_shows_what_this_client_changed_since_it_was_fetched() {
     run(async {
         let rig = rig();
-        let mut ids = Vec::new();
-        for name in ["a", "b", "c", "d", "e", "f", "g"] {
-            let (id, handle) = rig.create(name).await;
-            ids.push(id);
-            rig.vfs.drop_handle(handle);
-        }
+        let ids = rig.seven().await;
         let perm = |perm| SetAttr {
             perm: Some(perm),
             ..SetAttr::default()

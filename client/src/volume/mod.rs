@@ -159,11 +159,11 @@ impl Volume {
                 }
                 return Err(not_serving);
             };
-            if waited >= cluster.open_wait() + OPENING {
+            let most = cluster.open_wait() + OPENING;
+            if waited >= most {
                 return Err(ConnectError::NotOpen(name(), waited.as_secs(), missing));
             }
             if !std::mem::replace(&mut told, true) {
-                let most = cluster.open_wait() + OPENING;
                 waiting(&format!(
                     "volume {} is opening (up to {} s): {missing}",
                     name(),

@@ -52,6 +52,14 @@ fn opening(cluster: &Cluster) -> Opening {
     cluster.views.current.as_ref().expect("a view").opening
 }
 
+/// The set opens over brick 1 alone, once it has waited for the other.
+fn opens_over_brick_1_after_waiting(cluster: &mut Cluster) {
+    assert_eq!(cluster.leader(), None, "the other member is waited for");
+    cluster.tick(WAIT);
+    cluster.quiet();
+    assert_eq!(cluster.leader(), Some(1));
+}
+
 #[test]
 fn a_view_counts_only_once_it_took_effect() {
     let mut cluster = acknowledged();
@@ -118,10 +126,7 @@ fn boot_and_clean_mark_are_written_by_members_alone() {
     cluster.kill(1);
     cluster.start(1);
     cluster.quiet();
-    assert_eq!(cluster.leader(), None, "the other member is waited for");
-    cluster.tick(WAIT);
-    cluster.quiet();
-    assert_eq!(cluster.leader(), Some(1));
+    opens_over_brick_1_after_waiting(&mut cluster);
     assert!(!holds(&cluster, 1) && told(&cluster, 1));
     // Nor does such a run take the clean mark of the last member away.
     let mut cluster = acknowledged();
@@ -137,10 +142,7 @@ fn boot_and_clean_mark_are_written_by_members_alone() {
     cluster.power_off(1, 0);
     cluster.start(1);
     cluster.quiet();
-    assert_eq!(cluster.leader(), None, "the other member is waited for");
-    cluster.tick(WAIT);
-    cluster.quiet();
-    assert_eq!(cluster.leader(), Some(1));
+    opens_over_brick_1_after_waiting(&mut cluster);
     assert!(holds(&cluster, 1) && opening(&cluster) == Opening(1));
 }
 
