@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::entry::Space;
-use crate::ids::{BrickId, NodeId, SessionId, SetId};
+use crate::ids::{BrickId, ClusterId, NodeId, SessionId, SetId};
 use crate::view::{SetKind, View, VolumeInfo};
 use crate::watch::OpStats;
 
@@ -92,6 +92,25 @@ pub enum AdminRequest {
         /// Volume name.
         volume: String,
     },
+    /// `peer probe`: takes a node into the cluster. Answer: [`AdminReply::Done`], or [`AdminReply::Notes`] with the one
+    /// line that says why nothing had to be done.
+    Probe {
+        /// Host name or address as typed, with an optional port: `HOST`, `HOST:PORT` or `[V6]:PORT`.
+        host: String,
+    },
+    /// `peer detach`: takes a node without bricks out of the cluster. Answer: [`AdminReply::Done`].
+    Detach {
+        /// A name or address of the node, as `peer status` shows it.
+        host: String,
+        /// Also if the node does not answer.
+        force: bool,
+    },
+    /// `peer status` and `pool list`. Answer: [`AdminReply::Peers`].
+    Peers,
+    /// `mortar cluster status`. Answer: [`AdminReply::Cluster`].
+    Cluster,
+    /// `mortar operation list`. Answer: [`AdminReply::Operations`].
+    Operations,
 }
 
 /// What `volume create` asks for.
@@ -185,8 +204,134 @@ pub enum AdminReply {
         /// Message.
         message: String,
     },
-    /// Counts and latencies of the file operations that the node has answered since its bricks were opened.
+    /// Counts and latencies of the file operations that the nodes have answered since their bricks were opened.
     Stats(Vec<OpStats>),
+    /// All nodes of the cluster; the one that answers comes first, the others in the order they came in.
+    Peers(Vec<PeerInfo>),
+    /// The cluster on one screen.
+    Cluster(Box<ClusterStatus>),
+    /// Operations of several steps that are in progress, oldest first.
+    Operations(Vec<OperationInfo>),
+}
+
+/// Where a node stands on its way into or out of the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum PeerState {
+    /// It has been told to join and has not confirmed yet.
+    Joining,
+    /// It belongs to the cluster.
+    Joined,
+    /// It is being taken out.
+    Leaving,
+}
+
+/// A node as `peer status` shows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct PeerInfo {
+    /// Identity.
+    pub id: NodeId,
+    /// The name or address it was probed by; for a node that was never probed, its own host name.
+    pub host: String,
+    /// Other names it was probed by later.
+    pub other_names: Vec<String>,
+    /// Where it listens.
+    pub addrs: Vec<SocketAddr>,
+    /// Where it stands.
+    pub state: PeerState,
+    /// Whether it answers the node that was asked.
+    pub connected: bool,
+    /// Whether it is the node that was asked.
+    pub is_self: bool,
+}
+
+/// A node's part in the control plane's consensus.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Role {
+    /// It leads: decides on views and runs operations.
+    Leader,
+    /// It votes.
+    Voter,
+    /// It follows without a vote.
+    Learner,
+    /// It has no part yet, or none any more.
+    Outside,
+}
+
+/// A node's line in `mortar cluster status`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct NodeStatus {
+    /// Who it is.
+    pub peer: PeerInfo,
+    /// Its part in the consensus.
+    pub role: Role,
+    /// What it says of itself; `None`: it does not answer.
+    pub told: Option<NodeTold>,
+}
+
+/// What a node says of itself.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct NodeTold {
+    /// Version of its daemon.
+    pub version: String,
+    /// Process id of its daemon.
+    pub pid: u32,
+    /// Its clock minus that of the node that was asked, in milliseconds (exact to half the round trip).
+    pub clock_ms: i64,
+    /// Seconds since its daemon started.
+    pub uptime_secs: u64,
+    /// Number of the newest command it has applied.
+    pub applied: u64,
+    /// Open bricks.
+    pub bricks: u32,
+    /// Bytes its open bricks may hold, and how many of them are free.
+    pub space: (u64, u64),
+}
+
+/// A set that is not whole.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct PartialSet {
+    /// Name of its volume.
+    pub volume: String,
+    /// Its place in the volume.
+    pub index: u32,
+    /// Whether it serves all the same.
+    pub serves: bool,
+    /// Its bricks that are not in sync, and why.
+    pub missing: Vec<(BrickSpec, String)>,
+}
+
+/// An operation of several steps.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct OperationInfo {
+    /// Identity of what it works on (volume, node or brick).
+    pub id: u128,
+    /// What it does, as `volume create`.
+    pub what: String,
+    /// What to: name of a volume, host of a node, or `HOST:/path` of a brick.
+    pub target: String,
+    /// When it was recorded, in seconds since 1970 by the clock of the node that led then.
+    pub since_secs: i64,
+    /// What it waits for, for a person.
+    pub waits_for: String,
+}
+
+/// The cluster on one screen.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ClusterStatus {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Whether a majority of the voters answers, so that anything can be changed.
+    pub has_majority: bool,
+    /// All nodes; the one that was asked comes first.
+    pub nodes: Vec<NodeStatus>,
+    /// Volumes, and how many of them are started.
+    pub volumes: (u32, u32),
+    /// Sets of started volumes.
+    pub sets: u32,
+    /// Those that are not whole.
+    pub partial_sets: Vec<PartialSet>,
+    /// Operations in progress.
+    pub operations: Vec<OperationInfo>,
 }
 
 /// Options of a volume as set by a person.

@@ -941,6 +941,8 @@ pub enum Request {
     Peer(crate::peer::PeerEnvelope),
     /// Management, and what mounts need to know. Answered with an [`crate::admin::AdminReply`].
     Admin(crate::admin::AdminRequest),
+    /// Between nodes. Answered with a [`crate::node::NodeReply`].
+    Node(crate::node::NodeRequest),
 }
 
 /// Answer to a [`Stage`]: per brick, in the order asked.

@@ -59,6 +59,43 @@ impl Frame {
         })
     }
 
+    /// A frame of a message that may be longer than a head: then the head is empty and the message is the body.
+    ///
+    /// # Errors
+    /// If it is longer than [`MAX_BODY`].
+    pub fn of_any_length<T: Serialize>(message: &T) -> Result<Self, FrameError> {
+        let bytes: Bytes = postcard::to_stdvec(message)
+            .map_err(|_| FrameError::Head)?
+            .into();
+        match bytes.len() {
+            len if len > MAX_BODY => Err(FrameError::BodyTooLong(len)),
+            len if len > MAX_HEAD => Ok(Self {
+                head: Bytes::new(),
+                body: bytes,
+            }),
+            _ => Ok(Self {
+                head: bytes,
+                body: Bytes::new(),
+            }),
+        }
+    }
+
+    /// The inverse of [`Self::of_any_length`].
+    ///
+    /// # Errors
+    /// If it is not a `T`.
+    pub fn message_of_any_length<T: DeserializeOwned>(&self) -> Result<T, FrameError> {
+        let bytes = if self.head.is_empty() {
+            &self.body
+        } else {
+            &self.head
+        };
+        match postcard::take_from_bytes(bytes) {
+            Ok((message, [])) => Ok(message),
+            _ => Err(FrameError::Head),
+        }
+    }
+
     /// Decodes the head; it must be consumed whole.
     ///
     /// # Errors

@@ -5,7 +5,8 @@
 //!
 //! - a client sends [`fop::Request::Fop`] to the primary of a set and bulk data as [`fop::Request::Stage`] to a node;
 //! - bricks of a set exchange [`peer::PeerMessage`]s;
-//! - `mortar` (the command) and mounts ask the control plane with [`admin::AdminRequest`].
+//! - `mortar` (the command) and mounts ask the control plane with [`admin::AdminRequest`];
+//! - nodes of a cluster ask each other with [`node::NodeRequest`].
 //!
 //! All of them travel as a [`frame::Frame`]: a postcard-encoded head and raw bytes behind it.
 
@@ -25,6 +26,7 @@ pub mod ids;
 pub mod limits;
 pub mod locks;
 pub mod logfile;
+pub mod node;
 pub mod options;
 pub mod peer;
 pub mod placement;

@@ -84,7 +84,7 @@ impl Admin {
             tokio::time::timeout(limit, call).await
         });
         match answer {
-            Ok(Ok(frame)) => frame.message().map_err(|err| {
+            Ok(Ok(frame)) => frame.message_of_any_length().map_err(|err| {
                 format!(
                     "{} answered something this version cannot read: {err}",
                     self.server

@@ -260,7 +260,7 @@ impl Hub {
                 }
                 let call = self.transport.call(node, &addrs, frame.clone());
                 match within(&self.env, left.min(each), call).await {
-                    Some(Ok(frame)) => match frame.message::<AdminReply>() {
+                    Some(Ok(frame)) => match frame.message_of_any_length::<AdminReply>() {
                         Ok(reply) => return Ok(reply),
                         Err(error) => {
                             tracing::warn!(%node, %error, "a management answer is not one")

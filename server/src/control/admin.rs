@@ -212,6 +212,13 @@ impl Admin {
                 self.propose(Command::Reset { volume, option }).await
             }
             AdminRequest::Node => Ok(AdminReply::Node(self.node.clone())),
+            AdminRequest::Probe { .. }
+            | AdminRequest::Detach { .. }
+            | AdminRequest::Peers
+            | AdminRequest::Cluster
+            | AdminRequest::Operations => {
+                Err("clusters of several nodes are being built".to_owned())
+            }
         }
     }
 

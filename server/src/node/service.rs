@@ -227,6 +227,7 @@ impl Service for NodeService {
                     tracing::warn!("too many management requests at a time");
                 }
             }
+            Ok(Request::Node(_)) => answer(reply, &refusal(Fault::Protocol), Bytes::new()),
             Err(error) => {
                 tracing::warn!(from = %peer.addr, %error, "refused a request");
                 answer(reply, &refusal(Fault::Protocol), Bytes::new());

@@ -291,6 +291,7 @@ fn describe(frame: &Frame) -> (String, bool) {
         Ok(Request::Stage(stage)) => (format!("Stage {:?}", stage.stage.number), true),
         Ok(Request::Admin(_)) => ("Admin".to_owned(), false),
         Ok(Request::Peer(_)) => ("Peer".to_owned(), true),
+        Ok(Request::Node(_)) => ("Node".to_owned(), false),
         Err(_) => ("?".to_owned(), false),
     }
 }

@@ -349,7 +349,9 @@ impl World {
                 self.push(at, message);
             }
             Ok(Request::Admin(request)) => self.admin(&peer, request, reply),
-            Ok(Request::Peer(_)) | Err(_) => self.fail("a request is not one".to_owned()),
+            Ok(Request::Peer(_) | Request::Node(_)) | Err(_) => {
+                self.fail("a request is not one".to_owned())
+            }
         }
     }
 
