@@ -9,7 +9,7 @@ use crate::entry::Space;
 use crate::ids::{BrickId, ClusterId, NodeId, RunId, SetIndex, VolumeId};
 use crate::report::{FromBrick, ToBrick};
 use crate::view::{BrickInfo, VolumeInfo};
-use crate::watch::OpStats;
+use crate::watch::Sum;
 
 /// Most bytes of a snapshot in one message.
 pub const SNAPSHOT_PIECE: usize = 1 << 20;
@@ -122,6 +122,6 @@ pub enum NodeReply {
     Failed(String),
     /// How the node is doing.
     Health(Box<NodeHealth>),
-    /// Counts and latencies.
-    Stats(Vec<OpStats>),
+    /// Counts and latencies, in the order of [`crate::fop::Fop::NAMES`].
+    Stats(Vec<Sum>),
 }

@@ -118,7 +118,7 @@ impl Histograms {
 }
 
 /// Operations of one kind, added up.
-#[derive(Clone, PartialEq, Eq, Default, Debug)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Default, Debug)]
 pub struct Sum {
     /// Those that ended with an error.
     pub failed: u64,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mortar_protocol::env::Mono;
-use mortar_protocol::ids::{BrickId, Epoch, SessionId, SetId, SetIndex, VolumeId};
+use mortar_protocol::ids::{BrickId, Epoch, NodeId, SessionId, SetId, SetIndex, VolumeId};
 use mortar_protocol::report::{BrickEvent, FromBrick, SetShape, ToBrick};
 use mortar_protocol::view::{View, VolumeState};
 
@@ -18,8 +18,8 @@ const ROUNDS: usize = 8;
 
 /// Takes orders to bricks, wherever they are.
 pub trait Orders: Send + Sync {
-    /// Sends an order; it may be lost, the brick reports again then.
-    fn order(&self, brick: BrickId, order: ToBrick);
+    /// Sends an order to a brick of a node; it may be lost, the brick reports again then.
+    fn order(&self, to: (NodeId, BrickId), order: ToBrick);
 }
 
 /// Leads all sets of started volumes.
@@ -32,14 +32,23 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// A leader that has heard of nothing yet.
+    /// A leader that has heard of nothing yet. All members of views are asked to report.
     pub fn new(control: Arc<Control>, orders: Arc<dyn Orders>) -> Self {
-        Self {
+        let mut leader = Self {
             control,
             orders,
             seen: BTreeMap::new(),
             told: BTreeMap::new(),
+        };
+        let state = leader.control.state();
+        for volume in state.volumes.values() {
+            for index in 0..volume.sets.len() {
+                let set = volume.info.set_id(SetIndex(index as u32));
+                leader.seen.insert(set, Seen::default());
+            }
         }
+        leader.forget_stopped();
+        leader
     }
 
     /// Takes in reports that arrived together.
@@ -58,21 +67,19 @@ impl Leader {
             let Some((volume, views)) = state.set(report.set) else {
                 continue;
             };
-            let index = report.set.index.0 as usize;
-            let configured = volume.info.sets[index]
-                .iter()
-                .any(|brick| brick.id == report.brick);
+            let node = volume.node_of(report.set.index, report.brick);
             if volume.info.state != VolumeState::Started {
                 // All its bricks end: what was heard of their runs must not count when it is started again.
                 self.seen.remove(&report.set);
                 continue;
             }
-            if !configured {
+            let Some(node) = node else {
                 continue;
-            }
+            };
+            let brick = (node, report.brick);
             match &report.event {
                 BrickEvent::Started { .. } => {
-                    self.greet(volume, report.brick, report.set.index);
+                    self.greet(volume, brick, report.set.index);
                 }
                 BrickEvent::SilentSessions { sessions } => {
                     let list = silent.entry(report.set.volume).or_default();
@@ -89,8 +96,7 @@ impl Leader {
             if let (Some(epoch), Some(current)) = (epoch_of(&report.event), &views.current)
                 && (epoch < current.epoch || (waits && epoch == current.epoch && current.effective))
             {
-                self.orders
-                    .order(report.brick, ToBrick::View(current.clone()));
+                self.orders.order(brick, ToBrick::View(current.clone()));
             }
             self.seen.entry(report.set).or_default().report(&report);
             touched.insert(report.set);
@@ -126,11 +132,12 @@ impl Leader {
                 continue;
             };
             for member in &view.members {
+                let brick = (member.node, member.brick);
                 if !seen.has_heard(member.brick) {
-                    self.orders.order(member.brick, ToBrick::Report);
+                    self.orders.order(brick, ToBrick::Report);
                 }
                 if !view.effective {
-                    self.orders.order(member.brick, ToBrick::View(view.clone()));
+                    self.orders.order(brick, ToBrick::View(view.clone()));
                 }
             }
         }
@@ -159,14 +166,15 @@ impl Leader {
             for (index, set) in volume.info.sets.iter().enumerate() {
                 let shape = shape(volume, SetIndex(index as u32));
                 for brick in set {
-                    self.orders.order(brick.id, ToBrick::Shape(shape.clone()));
+                    self.orders
+                        .order((brick.node, brick.id), ToBrick::Shape(shape.clone()));
                 }
             }
         }
     }
 
     /// What a brick must know before it can be a member.
-    fn greet(&self, volume: &Volume, brick: BrickId, index: SetIndex) {
+    fn greet(&self, volume: &Volume, brick: (NodeId, BrickId), index: SetIndex) {
         self.orders
             .order(brick, ToBrick::Shape(shape(volume, index)));
         self.orders.order(brick, sessions(volume));
@@ -196,7 +204,7 @@ impl Leader {
         // Also when they had ended already: a set that asks has not heard.
         if let Some(volume) = self.control.state().volumes.get(&volume) {
             for brick in volume.info.sets.iter().flatten() {
-                self.orders.order(brick.id, sessions(volume));
+                self.orders.order((brick.node, brick.id), sessions(volume));
             }
         }
         Ok(())
@@ -218,7 +226,14 @@ impl Leader {
             }
             // All that arose together travel in one command.
             self.control.propose(Command::Views(views.clone())).await?;
-            views.into_iter().for_each(|view| self.publish(view));
+            // One that was decided on an older state does not count.
+            let state = self.control.state();
+            for view in views {
+                let current = state.set(view.set).map(|(_, views)| &views.current);
+                if current.is_some_and(|current| current.as_ref() == Some(&view)) {
+                    self.publish(&state, &view);
+                }
+            }
         }
         Ok(())
     }
@@ -245,7 +260,7 @@ impl Leader {
         scene.decide(self.seen.get_mut(&set)?, now)
     }
 
-    fn publish(&self, view: View) {
+    fn publish(&self, state: &State, view: &View) {
         tracing::info!(
             set = %view.set, epoch = %view.epoch, members = view.members.len(), absent = view.absent.len(),
             opening = %view.opening, effective = view.effective, "view"
@@ -255,10 +270,12 @@ impl Leader {
             let why = seen.map_or("it does not run", |seen| seen.why_absent(*brick));
             tracing::warn!(set = %view.set, %brick, "not in its set: {why}");
         }
-        let members = view.members.iter().map(|member| member.brick);
-        let configured: Vec<BrickId> = members.chain(view.absent.iter().copied()).collect();
-        for brick in configured {
-            self.orders.order(brick, ToBrick::View(view.clone()));
+        let Some((volume, _)) = state.set(view.set) else {
+            return;
+        };
+        for brick in &volume.info.sets[view.set.index.0 as usize] {
+            self.orders
+                .order((brick.node, brick.id), ToBrick::View(view.clone()));
         }
     }
 }
@@ -301,7 +318,7 @@ fn sessions(volume: &Volume) -> ToBrick {
 mod tests {
     use super::*;
     use mortar_protocol::entry::Space;
-    use mortar_protocol::ids::{BootId, NodeId, RunId};
+    use mortar_protocol::ids::{BootId, RunId};
     use mortar_protocol::peer::History;
     use mortar_protocol::view::{BrickInfo, SetKind};
     use parking_lot::Mutex;
@@ -310,7 +327,7 @@ mod tests {
     struct Told(Mutex<Vec<(BrickId, ToBrick)>>);
 
     impl Orders for Told {
-        fn order(&self, brick: BrickId, order: ToBrick) {
+        fn order(&self, (_, brick): (NodeId, BrickId), order: ToBrick) {
             self.0.lock().push((brick, order));
         }
     }
@@ -330,8 +347,8 @@ mod tests {
     const NODE: NodeId = NodeId(1);
 
     /// A leader of a started volume, and what it tells its bricks.
-    async fn led(dir: &std::path::Path) -> (Arc<Control>, Arc<Told>, Leader) {
-        let control = started(dir).await;
+    async fn led() -> (Arc<Control>, Arc<Told>, Leader) {
+        let control = started().await;
         let told = Arc::new(Told::default());
         let leader = Leader::new(Arc::clone(&control), Arc::clone(&told) as _);
         (control, told, leader)
@@ -348,8 +365,8 @@ mod tests {
         adopted
     }
 
-    async fn started(dir: &std::path::Path) -> Arc<Control> {
-        let control = Arc::new(Control::open(dir).unwrap());
+    async fn started() -> Arc<Control> {
+        let control = Arc::new(Control::in_memory());
         let bricks = (1..=3)
             .map(|id| BrickInfo {
                 id: BrickId(id),
@@ -361,6 +378,7 @@ mod tests {
         for command in [
             Command::Node {
                 node: NODE,
+                host: "h".to_owned(),
                 addrs: Vec::new(),
             },
             Command::BeginCreate {
@@ -368,6 +386,7 @@ mod tests {
                 name: "v".to_owned(),
                 kind: SetKind::Replicate { copies: 3 },
                 bricks,
+                now_secs: 0,
             },
             Command::FinishCreate {
                 volume: VolumeId(1),
@@ -408,8 +427,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_set_opens_and_takes_effect() {
-        let dir = tempfile::tempdir().unwrap();
-        let (control, told, mut leader) = led(dir.path()).await;
+        let (control, told, mut leader) = led().await;
         let starts = (1..=3).map(|id| report(id, start_event())).collect();
         leader.reports(starts, Mono(1)).await.unwrap();
         let view = told.views(1).pop().unwrap();
@@ -433,8 +451,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_primary_that_did_not_hear_that_its_view_took_effect_is_told_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (_, told, mut leader) = led(dir.path()).await;
+        let (_, told, mut leader) = led().await;
         let adopted = make_whole(&mut leader, &told).await;
         let primary = adopted.brick.0;
         told.0.lock().clear();
@@ -445,8 +462,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_members_may_have_missed_is_sent_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let (control, told, mut leader) = led(dir.path()).await;
+        let (control, told, mut leader) = led().await;
         let starts = (1..=3).map(|id| report(id, start_event())).collect();
         leader.reports(starts, Mono(1)).await.unwrap();
         told.0.lock().clear();
@@ -472,8 +488,7 @@ mod tests {
 
     #[tokio::test]
     async fn silent_sessions_end_everywhere_and_strangers_are_ignored() {
-        let dir = tempfile::tempdir().unwrap();
-        let (control, told, mut leader) = led(dir.path()).await;
+        let (control, told, mut leader) = led().await;
         for _ in 0..2 {
             let open = Command::OpenSession {
                 volume: "v".to_owned(),
@@ -497,8 +512,7 @@ mod tests {
 
     #[tokio::test]
     async fn changed_options_reach_the_bricks_once() {
-        let dir = tempfile::tempdir().unwrap();
-        let (control, told, mut leader) = led(dir.path()).await;
+        let (control, told, mut leader) = led().await;
         leader.changed();
         told.0.lock().clear();
         let set = Command::Set {
@@ -520,8 +534,7 @@ mod tests {
     #[tokio::test]
     async fn runs_of_before_a_stop_do_not_count_after_a_start() {
         for told_of_the_stop in [false, true] {
-            let dir = tempfile::tempdir().unwrap();
-            let (control, told, mut leader) = led(dir.path()).await;
+            let (control, told, mut leader) = led().await;
             make_whole(&mut leader, &told).await;
             let (volume, force) = ("v".to_owned(), false);
             let stop = Command::Stop {

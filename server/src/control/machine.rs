@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use mortar_protocol::admin::PeerState;
 use mortar_protocol::ids::{BrickId, NodeId, SessionId, SetId, SetIndex, VolumeId};
 use mortar_protocol::limits::SHARD_SIZE;
 use mortar_protocol::options::{self, Effect};
@@ -38,8 +40,58 @@ pub struct Volume {
     pub sessions: BTreeMap<SessionId, u32>,
     /// It has been started at least once: its shard size is fixed.
     pub was_started: bool,
+    /// How often it was started: each time, bricks that are not open are tried again.
+    pub starts: u64,
     /// Number of the last command that changed the volume or a view.
     pub changed: u64,
+}
+
+/// A node of the cluster.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct NodeRecord {
+    /// The name or address it was probed by; for the first node its own host name.
+    pub host: String,
+    /// Other names it was probed by.
+    pub other_names: Vec<String>,
+    /// Where it listens.
+    pub addrs: Vec<SocketAddr>,
+    /// Where it stands on its way into or out of the cluster.
+    pub state: PeerState,
+    /// Number of the command that brought it: nodes have the order in which they came.
+    pub came: u64,
+    /// When that was, in seconds since 1970 by the clock of the node that led.
+    pub since_secs: i64,
+}
+
+/// A volume that is being created: its bricks are being formatted. Whoever leads after a crash takes it back.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Creating {
+    /// The volume.
+    pub info: VolumeInfo,
+    /// When that began, in seconds since 1970 by the clock of the node that led.
+    pub since_secs: i64,
+}
+
+/// What is to be done with a brick that no volume has any more.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Chore {
+    /// Its volume was never finished: what was made for it is removed.
+    Unformat,
+    /// Its volume was deleted: it is marked so and keeps its contents.
+    MarkDeleted,
+}
+
+/// A brick that no volume has any more and that its node has yet to deal with.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LeftOver {
+    /// The brick.
+    pub brick: BrickInfo,
+    /// Name of the volume it was made for.
+    pub volume: String,
+    /// What is to be done.
+    pub chore: Chore,
+    /// Since when, in seconds since 1970 by the clock of the node that led.
+    pub since_secs: i64,
 }
 
 /// Everything the control plane knows durably.
@@ -47,23 +99,60 @@ pub struct Volume {
 pub struct State {
     /// Commands applied.
     pub applied: u64,
-    /// Nodes and where they listen.
-    pub nodes: BTreeMap<NodeId, Vec<SocketAddr>>,
+    /// Nodes.
+    pub nodes: BTreeMap<NodeId, NodeRecord>,
     /// Volumes.
-    pub volumes: BTreeMap<VolumeId, Volume>,
-    /// Volumes being created: their bricks are being formatted. Whoever leads after a crash removes them.
-    pub creating: BTreeMap<VolumeId, VolumeInfo>,
+    pub volumes: BTreeMap<VolumeId, Arc<Volume>>,
+    /// Volumes being created.
+    pub creating: BTreeMap<VolumeId, Creating>,
+    /// Bricks of volumes that were deleted or never finished.
+    pub left_over: BTreeMap<BrickId, LeftOver>,
 }
 
 /// A change of the state.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum Command {
-    /// A node says where it listens.
+    /// A node says where it listens. The first node of a cluster comes by this; others are invited before.
     Node {
         /// The node.
         node: NodeId,
+        /// Its host name.
+        host: String,
         /// Its addresses.
         addrs: Vec<SocketAddr>,
+    },
+    /// A node is taken in: it is told to join.
+    Invite {
+        /// The node.
+        node: NodeId,
+        /// The name or address it was probed by.
+        host: String,
+        /// Its addresses.
+        addrs: Vec<SocketAddr>,
+        /// The time.
+        now_secs: i64,
+    },
+    /// A node that belongs to the cluster was probed by another name.
+    AlsoNamed {
+        /// The node.
+        node: NodeId,
+        /// The name.
+        host: String,
+    },
+    /// A node is taken out, unless it has bricks.
+    Detach {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node that was being taken out, or was never heard of, is gone.
+    Forget {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node has dealt with bricks that no volume has any more.
+    Cleared {
+        /// The bricks.
+        bricks: Vec<BrickId>,
     },
     /// Reserves a name and bricks for a new volume.
     BeginCreate {
@@ -75,13 +164,15 @@ pub enum Command {
         kind: SetKind,
         /// Bricks in order, with identities drawn by the proposer.
         bricks: Vec<BrickInfo>,
+        /// The time.
+        now_secs: i64,
     },
     /// The bricks are formatted: publishes the volume.
     FinishCreate {
         /// The volume.
         volume: VolumeId,
     },
-    /// Gives the reservation back.
+    /// Gives the reservation back; the bricks are left to their nodes.
     AbortCreate {
         /// The volume.
         volume: VolumeId,
@@ -98,10 +189,12 @@ pub enum Command {
         /// Name.
         volume: String,
     },
-    /// Forgets a stopped volume.
+    /// Forgets a stopped volume; the bricks are left to their nodes.
     Delete {
         /// Name.
         volume: String,
+        /// The time.
+        now_secs: i64,
     },
     /// Sets options, all or none.
     Set {
@@ -153,13 +246,18 @@ impl State {
     pub fn apply(&mut self, command: &Command) -> Outcome {
         self.applied += 1;
         let done = match command {
-            Command::Node { node, addrs } => {
-                self.nodes.insert(*node, addrs.clone());
-                // Clients learn addresses with the layout.
-                let applied = self.applied;
-                for volume in self.volumes.values_mut() {
-                    volume.changed = applied;
-                }
+            Command::Node { node, host, addrs } => self.announce(*node, host, addrs),
+            Command::Invite {
+                node,
+                host,
+                addrs,
+                now_secs,
+            } => self.invite(*node, host, addrs, *now_secs),
+            Command::AlsoNamed { node, host } => self.also_named(*node, host),
+            Command::Detach { node } => self.detach(*node),
+            Command::Forget { node } => self.forget(*node),
+            Command::Cleared { bricks } => {
+                self.left_over.retain(|id, _| !bricks.contains(id));
                 Ok(Outcome::Done)
             }
             Command::BeginCreate {
@@ -167,20 +265,24 @@ impl State {
                 name,
                 kind,
                 bricks,
-            } => self.begin_create(*volume, name, *kind, bricks),
+                now_secs,
+            } => self.begin_create(*volume, name, *kind, (bricks, *now_secs)),
             Command::FinishCreate { volume } => self.finish_create(*volume),
             Command::AbortCreate { volume } => {
-                self.creating.remove(volume);
+                if let Some(Creating { info, since_secs }) = self.creating.remove(volume) {
+                    self.leave_over(&info, Chore::Unformat, since_secs);
+                }
                 Ok(Outcome::Done)
             }
             Command::Start { volume, force } => self.start(volume, *force),
             Command::Stop { volume } => self.stop(volume),
-            Command::Delete { volume } => self.delete(volume),
+            Command::Delete { volume, now_secs } => self.delete(volume, *now_secs),
             Command::Set { volume, options } => self.set_options(volume, options),
             Command::Reset { volume, option } => self.reset(volume, option.as_deref()),
             Command::OpenSession { volume, uid } => self.open_session(volume, *uid),
             Command::EndSessions { volume, sessions } => {
                 if let Some(volume) = self.volumes.get_mut(volume) {
+                    let volume = Arc::make_mut(volume);
                     volume.sessions.retain(|id, _| !sessions.contains(id));
                 }
                 Ok(Outcome::Done)
@@ -194,10 +296,17 @@ impl State {
     }
 
     /// The volume of this name.
-    pub fn volume(&self, name: &str) -> Option<&Volume> {
+    pub fn volume(&self, name: &str) -> Option<&Arc<Volume>> {
         self.volumes
             .values()
             .find(|volume| volume.info.name == name)
+    }
+
+    /// The nodes in the order in which they came.
+    pub fn nodes_in_order(&self) -> Vec<(NodeId, &NodeRecord)> {
+        let mut nodes: Vec<_> = self.nodes.iter().map(|(id, node)| (*id, node)).collect();
+        nodes.sort_by_key(|(_, node)| node.came);
+        nodes
     }
 
     /// The set and its volume.
@@ -222,6 +331,7 @@ impl State {
         self.volumes
             .values_mut()
             .find(|volume| volume.info.name == name)
+            .map(Arc::make_mut)
             .ok_or_else(|| format!("Volume {name} does not exist"))
     }
 
@@ -239,7 +349,7 @@ impl State {
         id: VolumeId,
         name: &str,
         kind: SetKind,
-        bricks: &[BrickInfo],
+        (bricks, now_secs): (&[BrickInfo], i64),
     ) -> Result<Outcome, String> {
         check_name(name)?;
         if self.taken().any(|info| info.name == name) {
@@ -268,7 +378,8 @@ impl State {
             {
                 return Err(format!("{} is already part of a volume", brick.path));
             }
-            if !self.nodes.contains_key(&brick.node) {
+            let record = self.nodes.get(&brick.node);
+            if record.is_none_or(|node| node.state != PeerState::Joined) {
                 return Err(format!(
                     "Host {} is not in 'Peer in Cluster' state",
                     brick.host
@@ -287,12 +398,16 @@ impl State {
             shard_size: SHARD_SIZE,
             version: self.applied,
         };
-        self.creating.insert(id, info);
+        let creating = Creating {
+            info,
+            since_secs: now_secs,
+        };
+        self.creating.insert(id, creating);
         Ok(Outcome::Done)
     }
 
     fn finish_create(&mut self, id: VolumeId) -> Result<Outcome, String> {
-        let info = self
+        let Creating { info, .. } = self
             .creating
             .remove(&id)
             .ok_or("the creation of this volume was given up")?;
@@ -302,9 +417,10 @@ impl State {
             next_session: SessionId(1),
             sessions: BTreeMap::new(),
             was_started: false,
+            starts: 0,
             changed: self.applied,
         };
-        self.volumes.insert(id, volume);
+        self.volumes.insert(id, Arc::new(volume));
         Ok(Outcome::Done)
     }
 
@@ -316,6 +432,7 @@ impl State {
         let volume = self.changed(name)?;
         volume.info.state = VolumeState::Started;
         volume.was_started = true;
+        volume.starts += 1;
         Ok(Outcome::Done)
     }
 
@@ -337,7 +454,7 @@ impl State {
         })
     }
 
-    fn delete(&mut self, name: &str) -> Result<Outcome, String> {
+    fn delete(&mut self, name: &str, now_secs: i64) -> Result<Outcome, String> {
         let volume = self.named(name)?;
         if volume.info.state == VolumeState::Started {
             return Err(format!(
@@ -345,7 +462,117 @@ impl State {
             ));
         }
         let id = volume.info.id;
-        self.volumes.remove(&id);
+        if let Some(volume) = self.volumes.remove(&id) {
+            self.leave_over(&volume.info, Chore::MarkDeleted, now_secs);
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// Leaves the bricks of a volume that is gone to their nodes.
+    fn leave_over(&mut self, info: &VolumeInfo, chore: Chore, since_secs: i64) {
+        for brick in info.sets.iter().flatten() {
+            let left_over = LeftOver {
+                brick: brick.clone(),
+                volume: info.name.clone(),
+                chore,
+                since_secs,
+            };
+            self.left_over.insert(brick.id, left_over);
+        }
+    }
+
+    fn announce(
+        &mut self,
+        node: NodeId,
+        host: &str,
+        addrs: &[SocketAddr],
+    ) -> Result<Outcome, String> {
+        let came = self.applied;
+        if self.nodes.is_empty() {
+            let record = NodeRecord {
+                host: host.to_owned(),
+                other_names: Vec::new(),
+                addrs: addrs.to_vec(),
+                state: PeerState::Joined,
+                came,
+                since_secs: 0,
+            };
+            self.nodes.insert(node, record);
+            return Ok(Outcome::Done);
+        }
+        let record = self
+            .nodes
+            .get_mut(&node)
+            .ok_or("this node does not belong to the cluster any more")?;
+        record.addrs = addrs.to_vec();
+        if record.state == PeerState::Joining {
+            record.state = PeerState::Joined;
+        }
+        // Clients learn addresses with the layout.
+        for volume in self.volumes.values_mut() {
+            Arc::make_mut(volume).changed = came;
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn invite(
+        &mut self,
+        node: NodeId,
+        host: &str,
+        addrs: &[SocketAddr],
+        now_secs: i64,
+    ) -> Result<Outcome, String> {
+        let known = self.nodes.get(&node);
+        if known.is_some_and(|known| known.state != PeerState::Joining) {
+            return Err(format!("{host} belongs to the cluster already"));
+        }
+        let came = known.map_or(self.applied, |known| known.came);
+        let record = NodeRecord {
+            host: host.to_owned(),
+            other_names: Vec::new(),
+            addrs: addrs.to_vec(),
+            state: PeerState::Joining,
+            came,
+            since_secs: now_secs,
+        };
+        self.nodes.insert(node, record);
+        Ok(Outcome::Done)
+    }
+
+    fn also_named(&mut self, node: NodeId, host: &str) -> Result<Outcome, String> {
+        let record = self.nodes.get_mut(&node).ok_or("no such node")?;
+        if record.host != host && record.other_names.iter().all(|name| name != host) {
+            record.other_names.push(host.to_owned());
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn detach(&mut self, node: NodeId) -> Result<Outcome, String> {
+        let host = self.nodes.get(&node).map(|record| record.host.clone());
+        let host = host.ok_or("no such node")?;
+        let has_bricks = self
+            .taken()
+            .any(|info| info.sets.iter().flatten().any(|brick| brick.node == node));
+        if has_bricks {
+            return Err(format!(
+                "Peer {host} hosts one or more bricks. If the peer is in not recoverable state then use either \
+                 replace-brick or remove-brick command with force to remove all bricks from the peer and attempt the \
+                 peer detach again."
+            ));
+        }
+        if let Some(record) = self.nodes.get_mut(&node) {
+            record.state = PeerState::Leaving;
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn forget(&mut self, node: NodeId) -> Result<Outcome, String> {
+        let known = self.nodes.get(&node);
+        if known.is_some_and(|known| known.state == PeerState::Joined) {
+            return Err("the node belongs to the cluster".to_owned());
+        }
+        self.nodes.remove(&node);
+        self.left_over.retain(|_, left| left.brick.node != node);
         Ok(Outcome::Done)
     }
 
@@ -429,6 +656,7 @@ impl State {
         let Some(volume) = self.volumes.get_mut(&view.set.volume) else {
             return;
         };
+        let volume = Arc::make_mut(volume);
         let index = view.set.index.0 as usize;
         let (Some(bricks), Some(set)) = (volume.info.sets.get(index), volume.sets.get_mut(index))
         else {
@@ -460,13 +688,20 @@ impl State {
         self.volumes
             .values()
             .map(|volume| &volume.info)
-            .chain(self.creating.values())
+            .chain(self.creating.values().map(|creating| &creating.info))
     }
 }
 
 const SHARD_OPTION: &str = "features.shard-block-size";
 
 impl Volume {
+    /// The node of a brick of a set.
+    pub fn node_of(&self, index: SetIndex, brick: BrickId) -> Option<NodeId> {
+        let set = self.info.sets.get(index.0 as usize)?;
+        let found = set.iter().find(|info| info.id == brick)?;
+        Some(found.node)
+    }
+
     fn fix_shard_size(&mut self) {
         let chosen = self.info.options.get(SHARD_OPTION);
         self.info.shard_size = chosen

@@ -1,29 +1,29 @@
-//! The control plane's durable state: a log of commands and a snapshot, in one file of the data directory.
-//!
-//! Callers propose commands and get their outcomes. Today one node decides alone and a command counts once it is in
-//! the file; a consensus log takes this place later without touching callers.
+//! The control plane as the rest of a node sees it: the state as of the newest command, and a way to propose commands.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::{BoxFuture, Either, select};
+use mortar_protocol::env::Env;
+use mortar_protocol::ids::NodeId;
+use mortar_protocol::transport::Lost;
 use parking_lot::RwLock;
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::Database;
 use tokio::sync::watch;
 
+use super::consensus::{Consensus, ControlDisk, NotProposed, Wire};
 use super::machine::{Command, Outcome, State};
 
 /// Name of the file in the data directory.
 pub const FILE: &str = "control.redb";
-/// Commands between two snapshots.
-const SNAPSHOT_EVERY: u64 = 256;
-/// Version of the records in the file.
-const FORMAT: u64 = 1;
 
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-const SNAPSHOT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("snapshot");
+/// How long a command waits for a leader.
+const LEADER_WAIT: Duration = Duration::from_millis(4_500);
+/// Pause before a node that does not know better is asked again.
+const PAUSE: Duration = Duration::from_millis(50);
 
-/// Why the control plane's file cannot be used.
+/// Why the control plane's file cannot be used, or a command was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// The file cannot be read or written.
@@ -34,249 +34,230 @@ pub enum ControlError {
         /// What happened.
         why: String,
     },
-    /// It was written by a newer version.
+    /// It was written by another version.
     #[error(
-        "{path} has format {found}, this mortard reads up to format {FORMAT}: use the newer version again"
+        "{path} has format {found}, this mortard reads and writes format {known}: use the mortard that wrote it; to start \
+         anew, move the data directory away (the bricks keep their contents, 'mortar brick export' reads them)"
     )]
-    Newer {
+    Format {
         /// The file.
         path: PathBuf,
         /// Its format.
         found: u64,
+        /// The format of this build.
+        known: u64,
     },
+    /// No leader could be found in time; the command has not been applied.
+    #[error("no majority of the voting nodes answers{}", silent(.0))]
+    NoMajority(Vec<String>),
+    /// The leader, or the way to it, was lost before it answered.
+    #[error("the leading node was lost before it answered; look whether the command was done")]
+    Unknown,
+    /// The consensus has ended on this node.
+    #[error("the control plane has failed on this node: {0}")]
+    Failed(String),
 }
 
-/// The durable state machine of one node.
-pub struct Control {
-    path: PathBuf,
-    database: Database,
+fn silent(nodes: &[String]) -> String {
+    if nodes.is_empty() {
+        String::new()
+    } else {
+        format!(" (no answer from {})", nodes.join(", "))
+    }
+}
+
+/// Carries a command to the node that leads.
+pub trait Forward: Send + Sync + 'static {
+    /// Asks a node to propose a command; the inner error is the node that leads as far as it knows.
+    fn propose(
+        &self,
+        to: NodeId,
+        command: &Command,
+    ) -> BoxFuture<'static, Result<Result<Outcome, Option<NodeId>>, Lost>>;
+    /// Names of voters that do not answer.
+    fn silent(&self) -> Vec<String>;
+}
+
+/// One node's view of the control plane.
+pub struct Control(Way);
+
+enum Way {
+    /// No log and no other nodes: simulations of bricks.
+    Memory(Memory),
+    Consensus(Joint),
+}
+
+struct Memory {
     state: RwLock<Arc<State>>,
-    /// One command at a time, in the order of the log.
-    order: tokio::sync::Mutex<()>,
     changed: watch::Sender<u64>,
+}
+
+struct Joint {
+    env: Arc<dyn Env>,
+    consensus: Consensus,
+    forward: Arc<dyn Forward>,
 }
 
 impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "Control({}, {})",
-            self.path.display(),
-            self.state().applied
-        )
+        write!(f, "Control({})", self.state().applied)
     }
 }
 
+/// What a node needs to take part in the control plane.
+pub struct Parts {
+    /// This node.
+    pub own: NodeId,
+    /// Time, randomness and tasks.
+    pub env: Arc<dyn Env>,
+    /// Where writes run.
+    pub disk: Arc<dyn ControlDisk>,
+    /// The way to other nodes.
+    pub wire: Arc<dyn Wire>,
+    /// Carries commands to the leader.
+    pub forward: Arc<dyn Forward>,
+    /// The node has been told to join a cluster: it does not become one of its own.
+    pub joins: bool,
+}
+
 impl Control {
-    /// Opens the state in `dir`, or begins one.
+    /// Opens the state in `dir`, or begins one, and takes part in the consensus.
     ///
     /// # Errors
     /// If the file cannot be used.
-    pub fn open(dir: &Path) -> Result<Self, ControlError> {
+    pub async fn open(dir: &Path, parts: Parts) -> Result<Self, ControlError> {
         let path = dir.join(FILE);
-        let fail = |why: String| ControlError::File {
-            path: path.clone(),
-            why,
-        };
         let database = Database::builder()
             .set_cache_size(1 << 20)
             .create(&path)
-            .map_err(|error| fail(error.to_string()))?;
-        Self::over(path, database)
-    }
-
-    /// A state that lives in memory and ends with it: for simulations.
-    ///
-    /// # Errors
-    /// If there is no memory for it.
-    pub fn in_memory() -> Result<Self, ControlError> {
-        let path = PathBuf::from("memory");
-        let database = Database::builder()
-            .set_cache_size(1 << 20)
-            .create_with_backend(redb::backends::InMemoryBackend::new())
             .map_err(|error| ControlError::File {
                 path: path.clone(),
                 why: error.to_string(),
             })?;
-        Self::over(path, database)
+        Self::over(path, database, parts).await
     }
 
-    fn over(path: PathBuf, database: Database) -> Result<Self, ControlError> {
-        let (found, state) = load(&database).map_err(|why| ControlError::File {
-            path: path.clone(),
-            why,
-        })?;
-        if found > FORMAT {
-            return Err(ControlError::Newer { path, found });
-        }
-        let (changed, _) = watch::channel(state.applied);
-        Ok(Self {
-            path,
-            database,
-            state: RwLock::new(Arc::new(state)),
-            order: tokio::sync::Mutex::new(()),
-            changed,
-        })
+    /// As [`Self::open`], over any database.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub async fn over(
+        path: PathBuf,
+        database: Database,
+        parts: Parts,
+    ) -> Result<Self, ControlError> {
+        let Parts {
+            own,
+            env,
+            disk,
+            wire,
+            forward,
+            joins,
+        } = parts;
+        let file = (path, database);
+        let consensus = Consensus::start(own, Arc::clone(&env), file, disk, wire, joins).await?;
+        Ok(Self(Way::Consensus(Joint {
+            env,
+            consensus,
+            forward,
+        })))
+    }
+
+    /// A state that lives in memory and ends with it, where each command counts at once: for simulations of bricks.
+    pub fn in_memory() -> Self {
+        Self(Way::Memory(Memory {
+            state: RwLock::default(),
+            changed: watch::channel(0).0,
+        }))
     }
 
     /// The state as of the newest command.
     pub fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state.read())
+        match &self.0 {
+            Way::Memory(memory) => Arc::clone(&memory.state.read()),
+            Way::Consensus(joint) => joint.consensus.state(),
+        }
     }
 
     /// Tells the number of the newest command whenever there is a new one.
     pub fn watch(&self) -> watch::Receiver<u64> {
-        self.changed.subscribe()
+        match &self.0 {
+            Way::Memory(memory) => memory.changed.subscribe(),
+            Way::Consensus(joint) => joint.consensus.watch(),
+        }
     }
 
-    /// Makes a command durable and applies it.
+    /// This node's part in the consensus, if it has one.
+    pub fn consensus(&self) -> Option<&Consensus> {
+        match &self.0 {
+            Way::Memory(_) => None,
+            Way::Consensus(joint) => Some(&joint.consensus),
+        }
+    }
+
+    /// Has a command made durable and applied, by whichever node leads.
     ///
     /// # Errors
-    /// If it cannot be made durable; it has then not been applied.
+    /// If there is no leader, or it is lost.
     pub async fn propose(&self, command: Command) -> Result<Outcome, ControlError> {
-        let _turn = self.order.lock().await;
-        let mut state = (*self.state()).clone();
-        let outcome = state.apply(&command);
-        self.write(&command, &state)
-            .map_err(|why| ControlError::File {
-                path: self.path.clone(),
-                why,
-            })?;
-        let applied = state.applied;
-        *self.state.write() = Arc::new(state);
-        self.changed.send_replace(applied);
-        Ok(outcome)
+        match &self.0 {
+            Way::Memory(memory) => {
+                let mut state = (*self.state()).clone();
+                let outcome = state.apply(&command);
+                let applied = state.applied;
+                *memory.state.write() = Arc::new(state);
+                memory.changed.send_replace(applied);
+                Ok(outcome)
+            }
+            Way::Consensus(joint) => joint.propose(command).await,
+        }
     }
 
-    fn write(&self, command: &Command, state: &State) -> Result<(), String> {
-        let text = |error: &dyn std::fmt::Display| error.to_string();
-        let bytes = postcard::to_stdvec(command).map_err(|error| text(&error))?;
-        let mut write = self.database.begin_write().map_err(|error| text(&error))?;
-        write
-            .set_durability(Durability::Immediate)
-            .map_err(|error| text(&error))?;
-        {
-            let mut log = write.open_table(LOG).map_err(|error| text(&error))?;
-            log.insert(state.applied, bytes.as_slice())
-                .map_err(|error| text(&error))?;
-            if state.applied.is_multiple_of(SNAPSHOT_EVERY) {
-                let bytes = postcard::to_stdvec(state).map_err(|error| text(&error))?;
-                let mut snapshot = write.open_table(SNAPSHOT).map_err(|error| text(&error))?;
-                snapshot
-                    .insert("state", bytes.as_slice())
-                    .map_err(|error| text(&error))?;
-                log.retain(|number, _| number > state.applied)
-                    .map_err(|error| text(&error))?;
-            }
+    /// As [`Self::propose`], but only if this node leads; the inner error is the node that does, if it is known.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn propose_here(
+        &self,
+        command: Command,
+    ) -> Result<Result<Outcome, Option<NodeId>>, ControlError> {
+        let Way::Consensus(joint) = &self.0 else {
+            return self.propose(command).await.map(Ok);
+        };
+        match joint.consensus.propose(command).await {
+            Ok(outcome) => Ok(Ok(outcome)),
+            Err(NotProposed::NotLeader(leader)) => Ok(Err(leader)),
+            Err(NotProposed::Failed(why)) => Err(ControlError::Failed(why)),
         }
-        write.commit().map_err(|error| text(&error))
     }
 }
 
-/// Reads snapshot and log; makes the tables of a new file. Also gives the file's format.
-fn load(database: &Database) -> Result<(u64, State), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let write = database.begin_write().map_err(|error| text(&error))?;
-    let found = {
-        let mut meta = write.open_table(META).map_err(|error| text(&error))?;
-        let found = meta
-            .get("format")
-            .map_err(|error| text(&error))?
-            .map(|value| value.value());
-        if found.is_none() {
-            meta.insert("format", FORMAT)
-                .map_err(|error| text(&error))?;
-        }
-        write.open_table(LOG).map_err(|error| text(&error))?;
-        write.open_table(SNAPSHOT).map_err(|error| text(&error))?;
-        found.unwrap_or(FORMAT)
-    };
-    write.commit().map_err(|error| text(&error))?;
-    if found > FORMAT {
-        return Ok((found, State::default()));
-    }
-    let read = database.begin_read().map_err(|error| text(&error))?;
-    let snapshot = read.open_table(SNAPSHOT).map_err(|error| text(&error))?;
-    let mut state = match snapshot.get("state").map_err(|error| text(&error))? {
-        Some(bytes) => postcard::from_bytes(bytes.value())
-            .map_err(|error| format!("the snapshot is damaged: {error}"))?,
-        None => State::default(),
-    };
-    let log = read.open_table(LOG).map_err(|error| text(&error))?;
-    for record in log.iter().map_err(|error| text(&error))? {
-        let (number, bytes) = record.map_err(|error| text(&error))?;
-        if number.value() != state.applied + 1 {
-            return Err(format!(
-                "the log goes from command {} to {}",
-                state.applied,
-                number.value()
-            ));
-        }
-        let command: Command = postcard::from_bytes(bytes.value())
-            .map_err(|error| format!("command {} is damaged: {error}", number.value()))?;
-        state.apply(&command);
-    }
-    Ok((found, state))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mortar_protocol::ids::NodeId;
-
-    fn node(number: u128) -> Command {
-        Command::Node {
-            node: NodeId(number),
-            addrs: Vec::new(),
-        }
-    }
-
-    #[tokio::test]
-    async fn survives_being_opened_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut before = None;
-        // Across a snapshot.
-        for round in 0..3 {
-            let control = Control::open(dir.path()).unwrap();
-            if let Some(before) = before {
-                assert_eq!(*control.state(), before);
+impl Joint {
+    async fn propose(&self, command: Command) -> Result<Outcome, ControlError> {
+        let until = self.env.now().after(LEADER_WAIT);
+        loop {
+            let leader = match self.consensus.propose(command.clone()).await {
+                Ok(outcome) => return Ok(outcome),
+                Err(NotProposed::NotLeader(leader)) => leader,
+                Err(NotProposed::Failed(why)) => return Err(ControlError::Failed(why)),
+            };
+            if let Some(leader) = leader.filter(|leader| *leader != self.consensus.own()) {
+                match self.forward.propose(leader, &command).await {
+                    Ok(Ok(outcome)) => return Ok(outcome),
+                    Err(Lost::Unknown) => return Err(ControlError::Unknown),
+                    Ok(Err(_)) | Err(Lost::NotSent | Lost::Rejected) => {}
+                }
             }
-            for number in 0..100 {
-                let outcome = control.propose(node(round * 100 + number)).await.unwrap();
-                assert_eq!(outcome, Outcome::Done);
+            let left = until.since(self.env.now());
+            if left.is_zero() {
+                return Err(ControlError::NoMajority(self.forward.silent()));
             }
-            before = Some((*control.state()).clone());
+            let known = self.consensus.standing();
+            let news = std::pin::pin!(self.consensus.standing_after(&known));
+            match select(news, self.env.sleep(left.min(PAUSE * 4))).await {
+                Either::Left(_) => {}
+                Either::Right(_) => self.env.sleep(PAUSE).await,
+            }
         }
-        assert_eq!(before.unwrap().nodes.len(), 300);
-    }
-
-    #[tokio::test]
-    async fn watchers_hear_of_commands() {
-        let dir = tempfile::tempdir().unwrap();
-        let control = Control::open(dir.path()).unwrap();
-        let mut watch = control.watch();
-        control.propose(node(1)).await.unwrap();
-        watch.changed().await.unwrap();
-        assert_eq!(*watch.borrow(), 1);
-    }
-
-    #[test]
-    fn a_newer_format_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Control::open(dir.path()).unwrap());
-        let database = Database::create(dir.path().join(FILE)).unwrap();
-        let write = database.begin_write().unwrap();
-        write
-            .open_table(META)
-            .unwrap()
-            .insert("format", FORMAT + 1)
-            .unwrap();
-        write.commit().unwrap();
-        drop(database);
-        let error = Control::open(dir.path()).unwrap_err().to_string();
-        assert!(
-            error.contains("format 2") && error.contains("format 1"),
-            "{error}"
-        );
     }
 }

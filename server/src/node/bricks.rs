@@ -9,17 +9,18 @@ use mortar_protocol::entry::Space;
 use mortar_protocol::env_real::random_id;
 use mortar_protocol::fop::Fop;
 use mortar_protocol::ids::{BootId, BrickId, NodeId, RunId, SetIndex};
+use mortar_protocol::node::{BrickHealth, BrickTask};
 use mortar_protocol::peer::PeerFrame;
 use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
 use mortar_protocol::view::{BrickInfo, VolumeInfo};
-use mortar_protocol::watch::{OpStats, Sum, Watch, named};
+use mortar_protocol::watch::{Sum, Watch};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 
 use super::core_thread::{CoreThread, Post};
 use crate::brick::{BrickConfig, BrickState, Message, PendingBudget, Rules, Storage};
-use crate::control::admin::{BrickHealth, BrickHost, FormatBrick};
-use crate::control::leader::Orders;
+use crate::control::machine::Chore;
+use crate::control::nodes::BrickHost;
 
 /// How long a brick has to flush and stop in good order.
 const STOP_TIME: Duration = Duration::from_secs(8);
@@ -39,11 +40,16 @@ const DAMAGED: &str = "its log is damaged: something that was flushed is lost";
 
 /// Where bricks' stores come from. Methods block.
 pub trait Stores: Send + Sync + 'static {
+    /// Whether a brick could be formatted.
+    ///
+    /// # Errors
+    /// What a person is told.
+    fn check(&self, brick: &BrickTask) -> Result<(), String>;
     /// Formats a brick.
     ///
     /// # Errors
     /// What a person is told.
-    fn format(&self, brick: &FormatBrick) -> Result<(), String>;
+    fn format(&self, brick: &BrickTask) -> Result<(), String>;
     /// Removes what [`Self::format`] made, as far as it is still what was made.
     fn unformat(&self, brick: &BrickInfo);
     /// Marks a brick as that of a deleted volume.
@@ -219,10 +225,16 @@ impl Bricks {
         }
     }
 
+    fn tell(&self, brick: BrickId, order: ToBrick) {
+        if let Some(core) = self.core_of(brick) {
+            self.push(core, Message::Order { brick, order });
+        }
+    }
+
     async fn close_all(&self, bricks: Vec<BrickId>) {
         let mut changed = self.changed.subscribe();
         for brick in &bricks {
-            self.order(*brick, ToBrick::Stop);
+            self.tell(*brick, ToBrick::Stop);
         }
         let all_stopped = async {
             loop {
@@ -416,65 +428,71 @@ impl Post for Bricks {
     }
 }
 
-impl Orders for Bricks {
-    fn order(&self, brick: BrickId, order: ToBrick) {
-        if let Some(core) = self.core_of(brick) {
-            self.push(core, Message::Order { brick, order });
-        }
-    }
-}
-
 /// [`Bricks`] as the control plane sees them.
 #[derive(Clone, Debug)]
 pub struct Host(pub Arc<Bricks>);
 
+/// Runs what blocks on another thread.
+fn off_thread(
+    job: impl FnOnce() -> Result<(), String> + Send + 'static,
+) -> BoxFuture<'static, Result<(), String>> {
+    Box::pin(async move {
+        let done = tokio::task::spawn_blocking(job).await;
+        done.unwrap_or_else(|error| Err(error.to_string()))
+    })
+}
+
 impl BrickHost for Host {
-    fn format(&self, brick: FormatBrick) -> BoxFuture<'static, Result<(), String>> {
+    fn check(&self, brick: BrickTask) -> BoxFuture<'static, Result<(), String>> {
         let stores = Arc::clone(&self.0.stores);
-        Box::pin(async move {
-            let formatted = tokio::task::spawn_blocking(move || stores.format(&brick)).await;
-            formatted.unwrap_or_else(|error| Err(error.to_string()))
-        })
+        off_thread(move || stores.check(&brick))
     }
 
-    fn unformat(&self, brick: BrickInfo) -> BoxFuture<'static, ()> {
+    fn format(&self, brick: BrickTask) -> BoxFuture<'static, Result<(), String>> {
         let stores = Arc::clone(&self.0.stores);
+        off_thread(move || stores.format(&brick))
+    }
+
+    fn clear(&self, brick: BrickInfo, chore: Chore) -> BoxFuture<'static, ()> {
+        let bricks = Arc::clone(&self.0);
         Box::pin(async move {
-            if let Err(error) = tokio::task::spawn_blocking(move || stores.unformat(&brick)).await {
-                tracing::error!(%error, "what was formatted could not be removed");
+            match chore {
+                Chore::Unformat => {
+                    let stores = Arc::clone(&bricks.stores);
+                    let job = move || {
+                        stores.unformat(&brick);
+                        Ok(())
+                    };
+                    if let Err(error) = off_thread(job).await {
+                        tracing::error!(%error, "what was formatted could not be removed");
+                    }
+                }
+                Chore::MarkDeleted => bricks.mark_deleted(brick).await,
             }
         })
     }
 
-    fn open(&self, volume: VolumeInfo) -> BoxFuture<'static, Result<(), String>> {
+    fn open(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
         let bricks = Arc::clone(&self.0);
         Box::pin(async move {
             let opening = own_bricks(&volume, bricks.node)
                 .into_iter()
                 .map(|(set, brick)| Arc::clone(&bricks).open_brick(volume.clone(), set, brick));
-            let errors: Vec<String> = join_all(opening)
-                .await
-                .into_iter()
-                .filter_map(Result::err)
-                .collect();
-            if errors.is_empty() {
-                Ok(())
-            } else {
-                Err(errors.join("; "))
-            }
+            // What cannot be opened stays offline; it is logged where that is found.
+            join_all(opening).await;
         })
     }
 
-    fn close(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
+    fn close(&self, ids: Vec<BrickId>) -> BoxFuture<'static, ()> {
         let bricks = Arc::clone(&self.0);
-        Box::pin(async move {
-            let own = own_bricks(&volume, bricks.node);
-            let ids = own.into_iter().map(|(_, brick)| brick.id).collect();
-            bricks.close_all(ids).await;
-        })
+        Box::pin(async move { bricks.close_all(ids).await })
     }
 
-    fn stats(&self, bricks: &[BrickId]) -> Vec<OpStats> {
+    fn is_open(&self) -> Vec<BrickId> {
+        self.0.open.read().keys().copied().collect()
+    }
+
+    fn stats(&self, bricks: &[BrickId]) -> Vec<Sum> {
         let mut sums = vec![Sum::default(); Fop::NAMES.len()];
         for brick in bricks {
             let Some((_, watch)) = self.0.place_of(*brick) else {
@@ -484,16 +502,11 @@ impl BrickHost for Host {
                 sum.merge(&more);
             }
         }
-        named(Fop::NAMES, &sums)
+        sums
     }
 
-    fn mark_deleted(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
-        let bricks = Arc::clone(&self.0);
-        Box::pin(async move {
-            for (_, brick) in own_bricks(&volume, bricks.node) {
-                bricks.mark_deleted(brick).await;
-            }
-        })
+    fn order(&self, brick: BrickId, order: ToBrick) {
+        self.0.tell(brick, order);
     }
 
     fn health(&self, brick: BrickId) -> BrickHealth {

@@ -2,30 +2,35 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
 use mortar_protocol::admin::NodeInfo;
-use mortar_protocol::env_real::mono_now;
+use mortar_protocol::env::Env;
+use mortar_protocol::env_real::{RealEnv, mono_now};
 use mortar_protocol::logfile::take_stderr;
-use mortar_protocol::report::FromBrick;
-use mortar_protocol::transport::quic::{QuicError, QuicServer, ServerLimits};
+use mortar_protocol::peer::PeerFrame;
+use mortar_protocol::transport::quic::{QuicError, QuicServer, QuicTransport, ServerLimits};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use super::api;
 use super::bricks::{Backend, Bricks, Host};
 use super::data_dir::{DataDir, DataDirError};
 use super::dump;
 use super::enrolment::EnrolSocket;
-use super::service::{ADMIN_QUEUE, AdminCall, NodeService, answer};
+use super::gate;
+use super::leading::{self, Leading};
+use super::peers::{Peers, Ways};
+use super::service::{CONTROL_QUEUE, ControlCall, NodeService, answer, answer_of_any_length};
 use crate::control::admin::Admin;
-use crate::control::leader::Leader;
-use crate::control::store::{Control, ControlError};
-
-/// How often sets that wait for members are looked at.
-const LEADER_TICK: Duration = Duration::from_millis(200);
+use crate::control::caretaker::Caretaker;
+use crate::control::consensus::ControlDisk;
+use crate::control::nodes::Nodes;
+use crate::control::operations::Operations;
+use crate::control::serve::Served;
+use crate::control::store::{Control, ControlError, Parts};
 
 /// What a daemon is told on its command line.
 #[derive(Clone, Debug)]
@@ -117,86 +122,214 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
     ready: impl FnOnce(SocketAddr),
 ) -> Result<(), DaemonError> {
-    let system = |what| move |error| DaemonError::System(what, error);
     let data = Arc::new(DataDir::open(&options.data_dir)?);
-    let control = Arc::new(Control::open(&data.path)?);
-    let (reports, incoming) = mpsc::unbounded_channel();
-    let other_nodes = Box::new(|frame: mortar_protocol::peer::PeerFrame| {
-        tracing::debug!(to = %frame.envelope.to, "a message to a brick that is not open");
-    });
-    let bricks = Bricks::start(
-        data.node,
-        options.threads,
-        backend(&data),
-        reports,
-        other_nodes,
-    )
-    .map_err(system("core threads"))?;
-    let core = bricks
-        .first_runtime()
-        .ok_or_else(|| DaemonError::System("core threads", std::io::Error::other("none")))?;
-    let (to_admin, admin_calls) = mpsc::channel(ADMIN_QUEUE);
-    let service = Arc::new(NodeService::new(
-        Arc::clone(&bricks),
-        Arc::clone(&control),
-        to_admin,
-    ));
-    let server = QuicServer::start(
-        &data.credentials,
-        options.listen,
-        ServerLimits::default(),
-        &core,
-        service,
-    )?;
-    let api = api::start(options.api)
-        .await
-        .map_err(|error| DaemonError::Api(options.api, error))?;
-    let addrs = reachable(server.local_addr());
-    let node = NodeInfo {
-        id: data.node,
-        addrs: addrs.clone(),
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    };
-    let uid = rustix::process::geteuid().as_raw();
-    let host = Arc::new(Host(Arc::clone(&bricks)));
-    let admin = Arc::new(Admin::new(Arc::clone(&control), host, node, uid));
-    let leader = Leader::new(Arc::clone(&control), Arc::clone(&bricks) as _);
-    let mut leading = tokio::spawn(lead(leader, Arc::clone(&control), incoming));
-    admin.recover().await?;
-    let answering = tokio::spawn(manage(Arc::clone(&admin), admin_calls));
-    let helpers = [
-        tokio::spawn(dump::follow_slow(Arc::clone(&bricks))),
-        tokio::spawn(tell_on_signals(
-            Arc::clone(&bricks),
-            Arc::clone(&control),
-            Arc::clone(&data),
-            options.log_file.clone(),
-        )),
-    ];
-    let socket = EnrolSocket::start(&data, addrs, server.local_addr())
-        .map_err(system("enrolment socket"))?;
-    tracing::info!(
-        node = %data.node, cluster = %data.cluster, listen = %server.local_addr(), %api,
-        data = %data.path.display(), "mortard serves"
-    );
+    let running = Running::start(options, Arc::clone(&data), backend).await?;
+    ready(running.server.local_addr());
+    running.until(stop).await
+}
 
-    ready(server.local_addr());
-    let failed = tokio::select! {
-        () = stop => None,
-        ended = &mut leading => ended.ok().and_then(Result::err),
-    };
-    tracing::info!("mortard stops");
-    answering.abort();
-    helpers.iter().for_each(tokio::task::JoinHandle::abort);
-    // Bricks that stop are not dropped from their views: all of them come back.
-    leading.abort();
-    drop(socket);
-    bricks.stop().await;
-    server.close().await;
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(()),
+/// A daemon that serves.
+struct Running {
+    bricks: Arc<Bricks>,
+    control: Arc<Control>,
+    peers: Arc<Peers>,
+    server: QuicServer,
+    leading: JoinHandle<Result<(), ControlError>>,
+    helpers: Vec<JoinHandle<()>>,
+    _socket: EnrolSocket,
+}
+
+impl Running {
+    async fn start(
+        options: &Options,
+        data: Arc<DataDir>,
+        backend: impl FnOnce(&DataDir) -> Backend,
+    ) -> Result<Self, DaemonError> {
+        let system = |what| move |error| DaemonError::System(what, error);
+        let (reports, own_reports) = mpsc::unbounded_channel();
+        let others = Arc::new(OnceLock::<Arc<Peers>>::new());
+        let to_others = Arc::clone(&others);
+        let other_nodes = Box::new(move |frame: PeerFrame| {
+            if let Some(peers) = to_others.get() {
+                peers.send_peer(frame);
+            }
+        });
+        let bricks = Bricks::start(
+            data.node,
+            options.threads,
+            backend(&data),
+            reports,
+            other_nodes,
+        )
+        .map_err(system("core threads"))?;
+        let core = bricks
+            .first_runtime()
+            .ok_or_else(|| DaemonError::System("core threads", std::io::Error::other("none")))?;
+        let main = Handle::current();
+        let peers = Peers::new(
+            data.node,
+            (
+                QuicTransport::new(&data.credentials, &main)?,
+                QuicTransport::new(&data.credentials, &core)?,
+            ),
+            core.clone(),
+            data.first_known.clone(),
+        );
+        let _ = others.set(Arc::clone(&peers));
+        let ways = Arc::new(Ways(Arc::clone(&peers)));
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new(main));
+        let parts = Parts {
+            own: data.node,
+            env: Arc::clone(&env),
+            disk: Arc::new(ControlThread::start().map_err(system("control thread"))?),
+            wire: Arc::clone(&ways) as _,
+            forward: Arc::clone(&ways) as _,
+            joins: data.joins,
+        };
+        let control = Arc::new(Control::open(&data.path, parts).await?);
+        let (to_control, calls) = mpsc::channel(CONTROL_QUEUE);
+        let service = NodeService::new(Arc::clone(&bricks), Arc::clone(&control), to_control);
+        let server = QuicServer::start(
+            &data.credentials,
+            options.listen,
+            ServerLimits::default(),
+            &core,
+            Arc::new(service),
+        )?;
+        let api = api::start(options.api)
+            .await
+            .map_err(|error| DaemonError::Api(options.api, error))?;
+        let addrs = reachable(server.local_addr());
+        let node = NodeInfo {
+            id: data.node,
+            addrs: addrs.clone(),
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let nodes: Arc<dyn Nodes> = ways;
+        let operations = Arc::new(Operations::new(
+            Arc::clone(&control),
+            Arc::clone(&nodes),
+            Arc::new(gate::Door),
+            Arc::clone(&env),
+            data.node,
+        ));
+        let (leader_reports, reports) = mpsc::unbounded_channel();
+        let host = Arc::new(Host(Arc::clone(&bricks)));
+        let served = Arc::new(Served {
+            control: Arc::clone(&control),
+            host: Arc::clone(&host) as _,
+            operations: Arc::clone(&operations),
+            reports: leader_reports,
+            env: Arc::clone(&env),
+            cluster: data.cluster,
+            version: (node.version.clone(), node.pid),
+            started: mono_now(),
+            left: watch::channel(false).0,
+        });
+        peers.connect(&control, &served);
+        let uid = rustix::process::geteuid().as_raw();
+        let admin = Admin::new(
+            Arc::clone(&control),
+            nodes,
+            Arc::clone(&env),
+            (data.cluster, node),
+            uid,
+        );
+        let leading = Leading {
+            control: Arc::clone(&control),
+            peers: Arc::clone(&peers),
+            operations,
+            reports,
+        };
+        let host_name = rustix::system::uname();
+        let caretaker = Caretaker::new(
+            Arc::clone(&control),
+            host,
+            env,
+            data.node,
+            (
+                host_name.nodename().to_string_lossy().into_owned(),
+                addrs.clone(),
+            ),
+        );
+        let helpers = vec![
+            tokio::spawn(leading::report(
+                Arc::clone(&control),
+                Arc::clone(&peers),
+                own_reports,
+            )),
+            tokio::spawn(caretaker.run()),
+            tokio::spawn(answer_calls(Arc::new(admin), served, calls)),
+            tokio::spawn(dump::follow_slow(Arc::clone(&bricks))),
+            tokio::spawn(tell_on_signals(
+                Arc::clone(&bricks),
+                Arc::clone(&control),
+                Arc::clone(&data),
+                options.log_file.clone(),
+            )),
+        ];
+        let socket = EnrolSocket::start(&data, addrs, server.local_addr())
+            .map_err(system("enrolment socket"))?;
+        tracing::info!(
+            node = %data.node, cluster = %data.cluster, listen = %server.local_addr(), %api,
+            data = %data.path.display(), "mortard serves"
+        );
+        Ok(Self {
+            bricks,
+            control,
+            peers,
+            server,
+            leading: tokio::spawn(leading.run()),
+            helpers,
+            _socket: socket,
+        })
+    }
+
+    /// Serves until it is told to stop, or cannot go on.
+    async fn until(mut self, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+        let failed = tokio::select! {
+            () = stop => None,
+            ended = &mut self.leading => ended.ok().and_then(Result::err),
+        };
+        tracing::info!("mortard stops");
+        self.helpers.iter().for_each(JoinHandle::abort);
+        // Bricks that stop are not dropped from their views: all of them come back.
+        self.leading.abort();
+        self.bricks.stop().await;
+        if let Some(part) = self.control.consensus() {
+            part.stop().await;
+        }
+        self.peers.close().await;
+        self.server.close().await;
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs what writes to the control plane's file, on a thread of its own.
+struct ControlThread(std::sync::mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl ControlThread {
+    fn start() -> std::io::Result<Self> {
+        let (jobs, waiting) = std::sync::mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        std::thread::Builder::new()
+            .name("mortar-control".to_owned())
+            .spawn(move || {
+                while let Ok(job) = waiting.recv() {
+                    job();
+                }
+            })?;
+        Ok(Self(jobs))
+    }
+}
+
+impl ControlDisk for ControlThread {
+    fn run(&self, job: Box<dyn FnOnce() + Send>) {
+        // The thread ends only after this sender.
+        let _ = self.0.send(job);
     }
 }
 
@@ -231,43 +364,32 @@ async fn tell_on_signals(
     }
 }
 
-/// Answers management requests, each in a task of its own (some wait).
-async fn manage(admin: Arc<Admin>, mut calls: mpsc::Receiver<AdminCall>) {
+/// Answers what reaches the control plane, each in a task of its own (some wait).
+async fn answer_calls(
+    admin: Arc<Admin>,
+    served: Arc<Served>,
+    mut calls: mpsc::Receiver<ControlCall>,
+) {
     while let Some(call) = calls.recv().await {
-        let admin = Arc::clone(&admin);
-        tokio::spawn(async move {
-            let reply = admin.handle(&call.peer, call.request).await;
-            answer(call.reply, &reply, Bytes::new());
-        });
-    }
-}
-
-/// Leads the sets until the control plane cannot write any more.
-async fn lead(
-    mut leader: Leader,
-    control: Arc<Control>,
-    mut incoming: mpsc::UnboundedReceiver<FromBrick>,
-) -> Result<(), ControlError> {
-    let mut changes = control.watch();
-    let mut tick = tokio::time::interval(LEADER_TICK);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            report = incoming.recv() => {
-                let Some(first) = report else { return Ok(()) };
-                let mut reports = vec![first];
-                while let Ok(next) = incoming.try_recv() {
-                    reports.push(next);
-                }
-                leader.reports(reports, mono_now()).await?;
+        match call {
+            ControlCall::Admin(call) => {
+                let admin = Arc::clone(&admin);
+                tokio::spawn(async move {
+                    let reply = admin.handle(&call.peer, call.request).await;
+                    answer_of_any_length(call.reply, &reply);
+                });
             }
-            changed = changes.changed() => {
-                if changed.is_err() {
-                    return Ok(());
-                }
-                leader.changed();
+            ControlCall::Node(call) => {
+                let served = Arc::clone(&served);
+                tokio::spawn(async move {
+                    let (reply, body) = served.serve(call.from, call.request, call.body).await;
+                    if body.is_empty() {
+                        answer_of_any_length(call.reply, &reply);
+                    } else {
+                        answer(call.reply, &reply, body);
+                    }
+                });
             }
-            _ = tick.tick() => leader.tick(mono_now()).await?,
         }
     }
 }

@@ -10,6 +10,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -70,6 +71,10 @@ pub struct DataDir {
     pub authority: Authority,
     /// This node's certificate.
     pub credentials: Credentials,
+    /// It has been told to join this cluster: it does not begin one of its own.
+    pub joins: bool,
+    /// Where other nodes were when it joined.
+    pub first_known: Vec<(NodeId, Vec<SocketAddr>)>,
     _lock: File,
 }
 
@@ -123,6 +128,8 @@ impl DataDir {
             node,
             authority,
             credentials,
+            joins: false,
+            first_known: Vec::new(),
             _lock: lock,
         })
     }

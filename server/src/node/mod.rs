@@ -11,5 +11,8 @@ pub mod daemon;
 pub mod data_dir;
 pub mod dump;
 pub mod enrolment;
+pub mod gate;
+pub mod leading;
+pub mod peers;
 pub mod service;
 pub mod stores;

@@ -9,7 +9,8 @@ use mortar_protocol::env_real::mono_now;
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Request, Stage, StageAnswer};
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::{BrickId, Mark, Seq};
+use mortar_protocol::ids::{BrickId, Mark, NodeId, Seq};
+use mortar_protocol::node::{NodeReply, NodeRequest};
 use mortar_protocol::peer::{PeerEnvelope, PeerFrame};
 use mortar_protocol::transport::{Identity, Peer, ReplyTo, Service};
 use mortar_protocol::view::VolumeState;
@@ -33,24 +34,78 @@ pub struct AdminCall {
     pub reply: ReplyTo,
 }
 
-/// Management requests that may wait; more are not answered.
-pub const ADMIN_QUEUE: usize = 4_096;
+/// What another node asks, on its way to the control plane's thread.
+pub struct NodeCall {
+    /// Who asks.
+    pub from: NodeId,
+    /// What.
+    pub request: NodeRequest,
+    /// What is behind it.
+    pub body: Bytes,
+    /// Takes the answer.
+    pub reply: ReplyTo,
+}
+
+/// What waits for the control plane's thread.
+pub enum ControlCall {
+    /// A management request.
+    Admin(AdminCall),
+    /// What another node asks.
+    Node(NodeCall),
+}
+
+/// Requests that may wait for the control plane; more are not answered.
+pub const CONTROL_QUEUE: usize = 4_096;
 
 /// Serves a node's requests.
 pub struct NodeService {
     bricks: Arc<Bricks>,
     control: Arc<Control>,
-    admin: mpsc::Sender<AdminCall>,
+    calls: mpsc::Sender<ControlCall>,
 }
 
 impl NodeService {
-    /// A service over this node's bricks; management requests go to `admin`.
-    pub fn new(bricks: Arc<Bricks>, control: Arc<Control>, admin: mpsc::Sender<AdminCall>) -> Self {
+    /// A service over this node's bricks; what concerns the control plane goes to `calls`.
+    pub fn new(
+        bricks: Arc<Bricks>,
+        control: Arc<Control>,
+        calls: mpsc::Sender<ControlCall>,
+    ) -> Self {
         Self {
             bricks,
             control,
-            admin,
+            calls,
         }
+    }
+
+    fn control(&self, call: ControlCall) {
+        if self.calls.try_send(call).is_err() {
+            tracing::warn!("too many requests for the control plane at a time");
+        }
+    }
+
+    fn node(&self, peer: &Peer, request: NodeRequest, body: Bytes, reply: ReplyTo) {
+        let Identity::Node(from) = peer.identity else {
+            tracing::warn!(from = %peer.addr, "a client spoke as if it were a node");
+            return answer(reply, &refusal(Fault::Protocol), Bytes::new());
+        };
+        if !self.belongs(from) {
+            let why = "the node that asks does not belong to the cluster any more".to_owned();
+            return answer(reply, &NodeReply::Failed(why), Bytes::new());
+        }
+        self.control(ControlCall::Node(NodeCall {
+            from,
+            request,
+            body,
+            reply,
+        }));
+    }
+
+    /// Whether a node that has shown its certificate has not been taken out since. A node that has just joined knows
+    /// nobody yet.
+    fn belongs(&self, node: NodeId) -> bool {
+        let state = self.control.state();
+        state.nodes.is_empty() || state.nodes.contains_key(&node)
     }
 
     /// What to say of a brick that is not open here: ask again if it will be, else ask elsewhere.
@@ -117,9 +172,12 @@ impl NodeService {
     }
 
     fn peer(&self, peer: &Peer, envelope: PeerEnvelope, body: Bytes, reply: ReplyTo) {
-        if !matches!(peer.identity, Identity::Node(_)) {
-            tracing::warn!(from = %peer.addr, "a client spoke as if it were a brick");
-            return;
+        match peer.identity {
+            Identity::Node(node) if self.belongs(node) => {}
+            Identity::Node(_) => return,
+            Identity::Client { .. } => {
+                return tracing::warn!(from = %peer.addr, "a client spoke as if it were a brick");
+            }
         }
         match PeerFrame::decode(envelope, body) {
             Ok(frame) => {
@@ -206,6 +264,14 @@ pub fn answer<T: Serialize>(reply: ReplyTo, message: &T, body: Bytes) {
     }
 }
 
+/// Sends an answer that may be longer than a head.
+pub fn answer_of_any_length<T: Serialize>(reply: ReplyTo, message: &T) {
+    match Frame::of_any_length(message) {
+        Ok(frame) => reply(frame),
+        Err(error) => tracing::error!(%error, "an answer cannot be sent"),
+    }
+}
+
 impl Service for NodeService {
     fn serve(&self, peer: Peer, frame: Frame, reply: ReplyTo) {
         let body = frame.body.clone();
@@ -218,16 +284,13 @@ impl Service for NodeService {
             Ok(Request::Stage(stage)) => self.stage(uid, stage, body, reply),
             Ok(Request::Peer(envelope)) => self.peer(&peer, envelope, body, reply),
             Ok(Request::Admin(request)) => {
-                let call = AdminCall {
+                self.control(ControlCall::Admin(AdminCall {
                     peer,
                     request,
                     reply,
-                };
-                if self.admin.try_send(call).is_err() {
-                    tracing::warn!("too many management requests at a time");
-                }
+                }));
             }
-            Ok(Request::Node(_)) => answer(reply, &refusal(Fault::Protocol), Bytes::new()),
+            Ok(Request::Node(request)) => self.node(&peer, request, body, reply),
             Err(error) => {
                 tracing::warn!(from = %peer.addr, %error, "refused a request");
                 answer(reply, &refusal(Fault::Protocol), Bytes::new());

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mortar_protocol::ids::{BrickId, ClusterId, NodeId, SetIndex};
+use mortar_protocol::node::BrickTask;
 use mortar_protocol::view::{BrickInfo, VolumeInfo};
 
 use super::bricks::{OpenFailure, Stores};
 use crate::brick::Storage;
-use crate::control::admin::FormatBrick;
 use crate::device::{BRICK_FILE, CreateOptions, Device, Engine, FileDevice, TargetError};
 use crate::store::{FormatParams, Store};
 use crate::superblock::{MIN_SIZE, Stored, SuperblockError};
@@ -90,7 +90,7 @@ fn existing(path: &Path) -> Option<(PathBuf, u64)> {
 }
 
 /// Size of a file brick for which a person named none: bricks of one volume on one file system share what is free.
-fn fair_size(brick: &FormatBrick, node: NodeId) -> Option<u64> {
+fn fair_size(brick: &BrickTask, node: NodeId) -> Option<u64> {
     let path = Path::new(&brick.brick.path);
     if std::fs::metadata(path).is_ok_and(|meta| !meta.is_dir()) {
         return None;
@@ -110,8 +110,34 @@ fn fair_size(brick: &FormatBrick, node: NodeId) -> Option<u64> {
     Some(free / 100 * USABLE / sharing.max(1))
 }
 
+/// Whether a path, or where it would be made, lies on the root file system. Block devices do not.
+fn in_root_partition(path: &Path) -> bool {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let Ok(root) = std::fs::metadata("/") else {
+        return false;
+    };
+    for place in path.ancestors() {
+        if let Ok(meta) = std::fs::metadata(place) {
+            return !meta.file_type().is_block_device() && meta.dev() == root.dev();
+        }
+    }
+    true
+}
+
 impl Stores for FileStores {
-    fn format(&self, brick: &FormatBrick) -> Result<(), String> {
+    fn check(&self, brick: &BrickTask) -> Result<(), String> {
+        let BrickInfo { host, path, .. } = &brick.brick;
+        if !brick.force && in_root_partition(Path::new(path)) {
+            return Err(format!(
+                "The brick {host}:{path} is being created in the root partition. It is recommended that you don't use \
+                 the system's root partition for storage backend. Or use 'force' at the end of the command if you want \
+                 to override this behavior."
+            ));
+        }
+        Ok(())
+    }
+
+    fn format(&self, brick: &BrickTask) -> Result<(), String> {
         let path = Path::new(&brick.brick.path);
         let options = CreateOptions {
             size: brick.size.or_else(|| fair_size(brick, self.node)),

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use mortar_protocol::admin::{AdminReply, AdminRequest};
 use mortar_protocol::env::Mono;
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::BrickId;
+use mortar_protocol::ids::{BrickId, NodeId};
 use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Peer, ReplyTo};
@@ -31,7 +31,7 @@ const LAYOUT_WAIT: u64 = 10 * SECOND;
 struct Outgoing(Mutex<Vec<(BrickId, ToBrick)>>);
 
 impl Orders for Outgoing {
-    fn order(&self, brick: BrickId, order: ToBrick) {
+    fn order(&self, (_, brick): (NodeId, BrickId), order: ToBrick) {
         self.0.lock().push((brick, order));
     }
 }

@@ -100,7 +100,7 @@ impl World {
     pub fn new(seed: u64, sabotage: Option<Sabotage>) -> Result<Arc<Self>, String> {
         let mut rng = Rng::new(seed & !SEVERAL_SETS);
         let plan = Plan::draw(&mut rng, seed & SEVERAL_SETS != 0);
-        let control = ControlPlane::new(Control::in_memory().map_err(|e| e.to_string())?);
+        let control = ControlPlane::new(Control::in_memory());
         let volume = create(&control, &plan, &mut rng)?;
         let nodes = (0..plan.nodes).map(|at| {
             let id = NodeId(at as u128 + 1);
@@ -251,12 +251,23 @@ fn create(control: &ControlPlane, plan: &Plan, rng: &mut Rng) -> Result<VolumeIn
             path: format!("/b{brick}"),
         });
     }
-    let mut commands: Vec<Command> = (0..plan.nodes)
-        .map(|at| Command::Node {
-            node: NodeId(at as u128 + 1),
+    let mut commands = Vec::new();
+    for at in 0..plan.nodes {
+        let (node, host) = (NodeId(at as u128 + 1), format!("n{at}"));
+        if at > 0 {
+            commands.push(Command::Invite {
+                node,
+                host: host.clone(),
+                addrs: Vec::new(),
+                now_secs: 0,
+            });
+        }
+        commands.push(Command::Node {
+            node,
+            host,
             addrs: vec![address(at)],
-        })
-        .collect();
+        });
+    }
     let option = |name: &str, value: String| (name.to_owned(), value);
     commands.extend([
         Command::BeginCreate {
@@ -264,6 +275,7 @@ fn create(control: &ControlPlane, plan: &Plan, rng: &mut Rng) -> Result<VolumeIn
             name: VOLUME.to_owned(),
             kind: SetKind::Replicate { copies: 3 },
             bricks,
+            now_secs: 0,
         },
         Command::FinishCreate { volume: id },
         Command::Set {

@@ -1,22 +1,45 @@
 //! Management requests against a host that only pretends to have bricks.
 
-use super::*;
-use mortar_protocol::ids::{Epoch, NodeId, Opening, RunId, SessionId};
-use mortar_protocol::view::{Member, View};
-use parking_lot::Mutex;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use mortar_protocol::admin::BrickSpec;
+use mortar_protocol::env_real::{RealEnv, mono_now};
+use mortar_protocol::ids::{BrickId, Epoch, Opening, RunId, SessionId, SetIndex};
+use mortar_protocol::node::{BrickHealth, BrickTask, RaftKind};
+use mortar_protocol::report::ToBrick;
+use mortar_protocol::view::{BrickInfo, Member, SetKind, View};
+use mortar_protocol::watch::Sum;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use super::*;
+use crate::control::caretaker::Caretaker;
+use crate::control::consensus::{Direct, Wire};
+use crate::control::machine::Chore;
+use crate::control::nodes::{BrickHost, Found, Gate};
+use crate::control::operations::Operations;
+use crate::control::serve::Served;
+use crate::control::store::{Forward, Parts};
 
 #[derive(Default)]
 struct Pretend {
     control: Mutex<Option<Arc<Control>>>,
     formatted: Mutex<BTreeSet<String>>,
     open: Mutex<BTreeSet<BrickId>>,
+    failed: Mutex<BTreeSet<BrickId>>,
     broken: Mutex<BTreeSet<String>>,
     deleted: Mutex<BTreeSet<String>>,
 }
 
 impl BrickHost for Pretend {
-    fn format(&self, brick: FormatBrick) -> BoxFuture<'static, Result<(), String>> {
+    fn check(&self, _: BrickTask) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn format(&self, brick: BrickTask) -> BoxFuture<'static, Result<(), String>> {
         let path = brick.brick.path;
         let result = if self.broken.lock().contains(&path) {
             Err(format!("{path} already holds data"))
@@ -27,17 +50,31 @@ impl BrickHost for Pretend {
         Box::pin(async { result })
     }
 
-    fn unformat(&self, brick: BrickInfo) -> BoxFuture<'static, ()> {
-        self.formatted.lock().remove(&brick.path);
+    fn clear(&self, brick: BrickInfo, chore: Chore) -> BoxFuture<'static, ()> {
+        match chore {
+            Chore::Unformat => drop(self.formatted.lock().remove(&brick.path)),
+            Chore::MarkDeleted => drop(self.deleted.lock().insert(brick.path)),
+        }
         Box::pin(async {})
     }
 
-    fn open(&self, volume: VolumeInfo) -> BoxFuture<'static, Result<(), String>> {
+    fn is_open(&self) -> Vec<BrickId> {
+        self.open.lock().iter().copied().collect()
+    }
+
+    fn stats(&self, _: &[BrickId]) -> Vec<Sum> {
+        Vec::new()
+    }
+
+    fn order(&self, _: BrickId, _: ToBrick) {}
+
+    fn open(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
         let control = self.control.lock().clone().unwrap();
         let bricks: Vec<&BrickInfo> = volume.sets.iter().flatten().collect();
+        self.failed.lock().clear();
         if let Some(brick) = bricks.iter().find(|b| self.broken.lock().contains(&b.path)) {
-            let error = format!("{} cannot be opened", brick.path);
-            return Box::pin(async { Err(error) });
+            self.failed.lock().insert(brick.id);
+            return Box::pin(async {});
         }
         self.open.lock().extend(bricks.iter().map(|brick| brick.id));
         let views = volume
@@ -64,29 +101,94 @@ impl BrickHost for Pretend {
             .collect();
         Box::pin(async move {
             control.propose(Command::Views(views)).await.unwrap();
-            Ok(())
         })
     }
 
-    fn mark_deleted(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
-        let paths = volume.sets.iter().flatten().map(|brick| brick.path.clone());
-        self.deleted.lock().extend(paths);
-        Box::pin(async {})
-    }
-
-    fn close(&self, volume: VolumeInfo) -> BoxFuture<'static, ()> {
-        for brick in volume.sets.iter().flatten() {
-            self.open.lock().remove(&brick.id);
-        }
+    fn close(&self, bricks: Vec<BrickId>) -> BoxFuture<'static, ()> {
+        self.open.lock().retain(|brick| !bricks.contains(brick));
         Box::pin(async {})
     }
 
     fn health(&self, brick: BrickId) -> BrickHealth {
+        let online = self.open.lock().contains(&brick);
         BrickHealth {
-            online: self.open.lock().contains(&brick),
-            run: Some(RunId(1)),
+            online,
+            run: online.then_some(RunId(1)),
+            reason: match self.failed.lock().contains(&brick) {
+                true => "it cannot be opened".to_owned(),
+                false => String::new(),
+            },
             ..BrickHealth::default()
         }
+    }
+}
+
+const NODE: NodeId = NodeId(1);
+
+/// The ways of a node that has no others.
+#[derive(Default)]
+struct Alone(Mutex<Option<Arc<Served>>>);
+
+impl Nodes for Alone {
+    fn ask(
+        &self,
+        node: NodeId,
+        request: NodeRequest,
+        _: Duration,
+    ) -> BoxFuture<'static, Result<NodeReply, Lost>> {
+        assert_eq!(node, NODE);
+        let served = self.0.lock().clone().unwrap();
+        Box::pin(async move { Ok(served.serve(NODE, request, Bytes::new()).await.0) })
+    }
+
+    fn resolve(&self, host: &str) -> BoxFuture<'static, Vec<IpAddr>> {
+        let addr = host.parse().ok();
+        Box::pin(async move { addr.into_iter().collect() })
+    }
+
+    fn is_own(&self, addr: IpAddr) -> bool {
+        addr.is_loopback()
+    }
+}
+
+impl Wire for Alone {
+    fn raft(
+        &self,
+        _: NodeId,
+        _: RaftKind,
+        _: Bytes,
+        _: Duration,
+    ) -> BoxFuture<'static, Result<Bytes, Lost>> {
+        Box::pin(async { Err(Lost::NotSent) })
+    }
+}
+
+impl Forward for Alone {
+    fn propose(
+        &self,
+        _: NodeId,
+        _: &Command,
+    ) -> BoxFuture<'static, Result<Result<Outcome, Option<NodeId>>, Lost>> {
+        Box::pin(async { Err(Lost::NotSent) })
+    }
+
+    fn silent(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Gate for Alone {
+    fn probe(&self, addr: SocketAddr) -> BoxFuture<'static, Result<Found, String>> {
+        Box::pin(async move { Err(format!("nobody is at {addr}")) })
+    }
+
+    fn adopt(
+        &self,
+        _: SocketAddr,
+        _: NodeId,
+        _: Vec<(NodeId, Vec<SocketAddr>)>,
+    ) -> BoxFuture<'static, Result<(), String>> {
+        Box::pin(async { Ok(()) })
     }
 }
 
@@ -94,6 +196,7 @@ struct World {
     dir: tempfile::TempDir,
     host: Arc<Pretend>,
     admin: Arc<Admin>,
+    caretaker: tokio::task::JoinHandle<()>,
 }
 
 fn peer(uid: u32) -> Peer {
@@ -108,22 +211,67 @@ impl World {
     async fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let host = Arc::new(Pretend::default());
-        let admin = Self::admin(&dir, &host).await;
-        Self { dir, host, admin }
+        Self::over(dir, host).await
     }
 
-    async fn admin(dir: &tempfile::TempDir, host: &Arc<Pretend>) -> Arc<Admin> {
-        let control = Arc::new(Control::open(dir.path()).unwrap());
+    async fn over(dir: tempfile::TempDir, host: Arc<Pretend>) -> Self {
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new(tokio::runtime::Handle::current()));
+        let alone = Arc::new(Alone::default());
+        let parts = Parts {
+            own: NODE,
+            env: Arc::clone(&env),
+            disk: Arc::new(Direct),
+            wire: Arc::clone(&alone) as _,
+            forward: Arc::clone(&alone) as _,
+            joins: false,
+        };
+        let control = Arc::new(Control::open(dir.path(), parts).await.unwrap());
         *host.control.lock() = Some(Arc::clone(&control));
+        let addrs = vec![SocketAddr::from(([127, 0, 0, 1], 24007))];
         let node = NodeInfo {
-            id: NodeId(1),
-            addrs: vec![SocketAddr::from(([127, 0, 0, 1], 24007))],
+            id: NODE,
+            addrs: addrs.clone(),
             pid: 7,
             version: "1".to_owned(),
         };
-        let admin = Admin::new(control, Arc::clone(host) as _, node, 1000);
-        admin.recover().await.unwrap();
-        Arc::new(admin)
+        let operations = Arc::new(Operations::new(
+            Arc::clone(&control),
+            Arc::clone(&alone) as _,
+            Arc::clone(&alone) as _,
+            Arc::clone(&env),
+            NODE,
+        ));
+        let served = Served {
+            control: Arc::clone(&control),
+            host: Arc::clone(&host) as _,
+            operations: Arc::clone(&operations),
+            reports: mpsc::unbounded_channel().0,
+            env: Arc::clone(&env),
+            cluster: ClusterId(1),
+            version: ("1".to_owned(), 7),
+            started: mono_now(),
+            left: watch::channel(false).0,
+        };
+        *alone.0.lock() = Some(Arc::new(served));
+        let caretaker = Caretaker::new(
+            Arc::clone(&control),
+            Arc::clone(&host) as _,
+            Arc::clone(&env),
+            NODE,
+            ("h".to_owned(), addrs),
+        );
+        let caretaker = tokio::spawn(caretaker.run());
+        operations.recover().await.unwrap();
+        while control.state().nodes.is_empty() || !control.state().left_over.is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let admin = Admin::new(control, alone, env, (ClusterId(1), node), 1000);
+        Self {
+            dir,
+            host,
+            admin: Arc::new(admin),
+            caretaker,
+        }
     }
 
     async fn ask(&self, request: AdminRequest) -> AdminReply {
@@ -229,13 +377,6 @@ async fn messages_are_those_of_glusterfs() {
         world.refusal(other).await,
         "Host 203.0.113.9 is not in 'Peer in Cluster' state"
     );
-    let root = world
-        .refusal(create("v", &["/q1", "/q2", "/q3"], false))
-        .await;
-    assert!(
-        root.starts_with("The brick 127.0.0.1:/q1 is being created in the root partition."),
-        "{root}"
-    );
     assert!(
         world
             .refusal(create("v", &["q", "/a", "/b"], true))
@@ -291,15 +432,28 @@ async fn an_interrupted_creation_is_removed_at_start() {
             host: "h".to_owned(),
             path: "/proc/a".to_owned(),
         }],
+        now_secs: 0,
     };
     world.admin.control.propose(begin).await.unwrap();
     world.host.formatted.lock().insert("/proc/a".to_owned());
-    let World { dir, host, admin } = world;
+    let World {
+        dir,
+        host,
+        admin,
+        caretaker,
+    } = world;
     *host.control.lock() = None;
+    caretaker.abort();
+    assert!(caretaker.await.is_err());
+    admin.control.consensus().unwrap().stop().await;
     drop(admin);
-    let admin = World::admin(&dir, &host).await;
-    assert!(admin.control.state().creating.is_empty());
-    assert!(host.formatted.lock().is_empty());
+    // Whoever holds the file lets go of it when its tasks have ended.
+    let copy = tempfile::tempdir().unwrap();
+    let file = crate::control::store::FILE;
+    std::fs::copy(dir.path().join(file), copy.path().join(file)).unwrap();
+    let world = World::over(copy, host).await;
+    assert!(world.admin.control.state().creating.is_empty());
+    assert!(world.host.formatted.lock().is_empty());
 }
 
 #[tokio::test]
@@ -313,7 +467,7 @@ async fn a_start_that_cannot_serve_is_taken_back() {
     };
     assert_eq!(world.ask(wait).await, AdminReply::Done);
     world.host.broken.lock().insert("/proc/b".to_owned());
-    assert_eq!(world.refusal(start("v")).await, "/proc/b cannot be opened");
+    assert_eq!(world.refusal(start("v")).await, "it cannot be opened");
     world.host.broken.lock().clear();
     assert_eq!(world.ask(start("v")).await, AdminReply::Done);
 }
@@ -361,10 +515,10 @@ async fn strangers_only_look() {
 
 #[test]
 fn paths_are_made_normal() {
-    assert_eq!(normal("/a//b/./c/"), Some("/a/b/c".to_owned()));
-    assert_eq!(normal("/"), None);
-    assert_eq!(normal("a"), None);
-    assert_eq!(normal("/a/.."), None);
+    assert_eq!(locate::normal("/a//b/./c/"), Some("/a/b/c".to_owned()));
+    assert_eq!(locate::normal("/"), None);
+    assert_eq!(locate::normal("a"), None);
+    assert_eq!(locate::normal("/a/.."), None);
 }
 
 #[tokio::test]

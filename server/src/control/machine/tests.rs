@@ -28,6 +28,7 @@ fn create(id: u128, name: &str, copies: u16, bricks: Vec<BrickInfo>) -> Command 
             SetKind::Replicate { copies }
         },
         bricks,
+        now_secs: 5,
     }
 }
 
@@ -35,6 +36,7 @@ fn with_volume() -> State {
     let mut state = State::default();
     let node = Command::Node {
         node: NODE,
+        host: "h".to_owned(),
         addrs: Vec::new(),
     };
     assert_eq!(state.apply(&node), Outcome::Done);
@@ -104,7 +106,10 @@ fn a_volume_lives_as_recorded() {
         force,
     };
     let stop = Command::Stop { volume: volume() };
-    let delete = Command::Delete { volume: volume() };
+    let delete = Command::Delete {
+        volume: volume(),
+        now_secs: 9,
+    };
     let session = Command::OpenSession {
         volume: volume(),
         uid: 5,
@@ -239,7 +244,10 @@ fn any_command() -> impl Strategy<Value = Command> {
         }),
         (name(), any::<bool>()).prop_map(|(volume, force)| Command::Start { volume, force }),
         name().prop_map(|volume| Command::Stop { volume }),
-        name().prop_map(|volume| Command::Delete { volume }),
+        name().prop_map(|volume| Command::Delete {
+            volume,
+            now_secs: 9
+        }),
         (name(), 0u32..3).prop_map(|(volume, uid)| Command::OpenSession { volume, uid }),
         (0u128..4, 0u64..5).prop_map(|(id, session)| Command::EndSessions {
             volume: VolumeId(id),
@@ -261,7 +269,7 @@ proptest! {
     #[test]
     fn replay_gives_the_same_state_and_outcomes(commands in proptest::collection::vec(any_command(), 0..60)) {
         let mut first = State::default();
-        first.apply(&Command::Node { node: NODE, addrs: Vec::new() });
+        first.apply(&Command::Node { node: NODE, host: "h".to_owned(), addrs: Vec::new() });
         let mut second = first.clone();
         for (at, command) in commands.iter().enumerate() {
             let outcome = first.apply(command);

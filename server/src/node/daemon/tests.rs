@@ -1,7 +1,9 @@
 //! A daemon with sockets and threads, but with stores that cannot be opened.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use bytes::Bytes;
 use mortar_protocol::admin::{AdminReply, AdminRequest, BrickSpec, CreateVolume};
 use mortar_protocol::attr::{Cred, FileKind};
 use mortar_protocol::enrol;
@@ -10,6 +12,7 @@ use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Change, Cut, Fop, InodeOp, Part, Reply, Request};
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{BrickId, Epoch, Gfid, InodeId, NodeId, SessionId, SetIndex};
+use mortar_protocol::node::BrickTask;
 use mortar_protocol::placement::slot;
 use mortar_protocol::transport::Transport;
 use mortar_protocol::transport::quic::QuicTransport;
@@ -19,7 +22,6 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::brick::{Namespace, Storage};
-use crate::control::admin::FormatBrick;
 use crate::node::bricks::{OpenFailure, Stores};
 use crate::node::stores::FileStores;
 
@@ -27,7 +29,11 @@ use crate::node::stores::FileStores;
 struct NoStores(Mutex<BTreeSet<String>>);
 
 impl Stores for NoStores {
-    fn format(&self, brick: &FormatBrick) -> Result<(), String> {
+    fn check(&self, _: &BrickTask) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn format(&self, brick: &BrickTask) -> Result<(), String> {
         self.0.lock().insert(brick.brick.path.clone());
         Ok(())
     }
@@ -112,7 +118,7 @@ impl Running {
 async fn ask(transport: &QuicTransport, addr: SocketAddr, request: AdminRequest) -> AdminReply {
     let frame = Frame::new(&Request::Admin(request), Bytes::new()).unwrap();
     let answer = transport.call(NodeId(0), &[addr], frame).await.unwrap();
-    answer.message().unwrap()
+    answer.message_of_any_length().unwrap()
 }
 
 fn client(dir: &std::path::Path, runtime: &tokio::runtime::Runtime) -> QuicTransport {

@@ -42,7 +42,7 @@ impl Rig {
     }
 
     fn format(&self, volume: &VolumeInfo, force: bool) -> Result<(), String> {
-        self.stores.format(&FormatBrick {
+        self.stores.format(&BrickTask {
             volume: volume.clone(),
             set: SetIndex(0),
             brick: volume.sets[0][0].clone(),

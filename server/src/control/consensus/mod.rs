@@ -1,0 +1,40 @@
+//! Consensus under the control plane's state: openraft, with its log and snapshots in the node's data directory and its
+//! messages on the node's port.
+//!
+//! `runtime` gives the library time and tasks from the seam, `log` and `state` keep what it wants kept, `network`
+//! carries its messages, `voters` decides who votes.
+
+mod log;
+mod network;
+mod node;
+mod runtime;
+mod state;
+pub mod voters;
+
+pub use log::{ControlDisk, Direct};
+pub use network::Wire;
+pub(in crate::control) use node::NotProposed;
+pub use node::{Consensus, Standing};
+
+use bytes::Bytes;
+use mortar_protocol::ids::NodeId;
+
+use super::machine::{Command, Outcome};
+
+openraft::declare_raft_types!(
+    /// The types of the consensus.
+    pub Types:
+        D = Command,
+        R = Outcome,
+        NodeId = NodeId,
+        Node = openraft::EmptyNode,
+        Entry = openraft::Entry<Types>,
+        SnapshotData = Bytes,
+        AsyncRuntime = runtime::EnvRuntime,
+);
+
+type LogId = openraft::LogId<NodeId>;
+type StorageError = openraft::StorageError<NodeId>;
+type SnapshotMeta = openraft::SnapshotMeta<NodeId, openraft::EmptyNode>;
+type StoredMembership = openraft::StoredMembership<NodeId, openraft::EmptyNode>;
+type Vote = openraft::Vote<NodeId>;

@@ -1,0 +1,267 @@
+//! One node's part in the consensus.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_protocol::env::Env;
+use mortar_protocol::ids::NodeId;
+use mortar_protocol::node::RaftKind;
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::raft::{AppendEntriesRequest, SnapshotResponse, VoteRequest};
+use openraft::{ChangeMembers, EmptyNode, Raft, RaftMetrics, ServerState, SnapshotPolicy};
+use redb::Database;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::Types;
+use super::log::{ControlDisk, File, LogStore};
+use super::network::{Arriving, Network, Piece, Wire};
+use super::runtime::within;
+use super::state::{Machine, Shared};
+use crate::control::machine::{Command, Outcome, State};
+use crate::control::store::ControlError;
+
+/// Between two signs of life of the leader, in milliseconds.
+const HEARTBEAT: u64 = 250;
+/// A follower that has heard of no leader for a time between these stands for election, in milliseconds.
+const ELECTION: (u64, u64) = (1_000, 2_000);
+/// Commands between two snapshots.
+const SNAPSHOT_EVERY: u64 = 1_024;
+/// Commands kept behind a snapshot, for nodes that were away for a short time.
+const KEEP: u64 = 256;
+/// Most commands in one message.
+const BATCH: u64 = 128;
+
+/// What a node knows of the consensus.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Standing {
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Rises with every election.
+    pub term: u64,
+    /// Whether this node leads.
+    pub leads: bool,
+    /// Who votes.
+    pub voters: BTreeSet<NodeId>,
+    /// Who follows without a vote.
+    pub learners: BTreeSet<NodeId>,
+    /// Why it can take no part any more, if so.
+    pub failed: Option<String>,
+}
+
+impl Standing {
+    fn of(metrics: &RaftMetrics<NodeId, EmptyNode>) -> Self {
+        let membership = metrics.membership_config.membership();
+        Self {
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            leads: metrics.state == ServerState::Leader,
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            failed: metrics
+                .running_state
+                .as_ref()
+                .err()
+                .map(ToString::to_string),
+        }
+    }
+}
+
+/// Why a command was not applied through this node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(in crate::control) enum NotProposed {
+    /// Another node leads, or none. The command has not been taken up.
+    NotLeader(Option<NodeId>),
+    /// The consensus ended here; whether the command counts is unknown.
+    Failed(String),
+}
+
+/// See the module.
+pub struct Consensus {
+    env: Arc<dyn Env>,
+    raft: Raft<Types>,
+    own: NodeId,
+    shared: Arc<Shared>,
+    arriving: Arriving,
+}
+
+impl Consensus {
+    /// Takes part with what the file holds. A node that has nothing becomes a cluster of one, unless it `joins` another.
+    pub(in crate::control) async fn start(
+        own: NodeId,
+        env: Arc<dyn Env>,
+        (path, database): (PathBuf, Database),
+        disk: Arc<dyn ControlDisk>,
+        wire: Arc<dyn Wire>,
+        joins: bool,
+    ) -> Result<Self, ControlError> {
+        let (file, saved) = File::open(path.clone(), database, disk)?;
+        let fail = |why: String| ControlError::File {
+            path: path.clone(),
+            why,
+        };
+        let machine = Machine::new(Arc::clone(&file), saved).map_err(fail)?;
+        let shared = Arc::clone(&machine.shared);
+        let config = openraft::Config {
+            cluster_name: "mortar".to_owned(),
+            heartbeat_interval: HEARTBEAT,
+            election_timeout_min: ELECTION.0,
+            election_timeout_max: ELECTION.1,
+            max_payload_entries: BATCH,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+            max_in_snapshot_log_to_keep: KEEP,
+            ..openraft::Config::default()
+        };
+        let config = config.validate().map_err(|error| fail(error.to_string()))?;
+        let raft = within(
+            &env,
+            Raft::new(
+                own,
+                Arc::new(config),
+                Network(wire),
+                LogStore(file),
+                machine,
+            ),
+        );
+        let raft = raft.await.map_err(|error| fail(error.to_string()))?;
+        let node = Self {
+            env,
+            raft,
+            own,
+            shared,
+            arriving: Arriving::default(),
+        };
+        let begun = within(&node.env, node.raft.is_initialized()).await;
+        if !joins && !begun.map_err(|error| fail(error.to_string()))? {
+            let alone = BTreeMap::from([(own, EmptyNode {})]);
+            within(&node.env, node.raft.initialize(alone))
+                .await
+                .map_err(|error| fail(error.to_string()))?;
+        }
+        Ok(node)
+    }
+
+    pub(in crate::control) fn state(&self) -> Arc<State> {
+        self.shared.state()
+    }
+
+    pub(in crate::control) fn watch(&self) -> watch::Receiver<u64> {
+        self.shared.watch()
+    }
+
+    /// Has a command applied, if this node leads.
+    pub(in crate::control) async fn propose(
+        &self,
+        command: Command,
+    ) -> Result<Outcome, NotProposed> {
+        let written = within(&self.env, self.raft.client_write(command)).await;
+        match written {
+            Ok(response) => Ok(response.data),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {
+                Err(NotProposed::NotLeader(to.leader_id))
+            }
+            Err(error) => Err(NotProposed::Failed(error.to_string())),
+        }
+    }
+
+    /// What this node knows of the consensus now.
+    pub fn standing(&self) -> Standing {
+        Standing::of(&self.raft.metrics().borrow())
+    }
+
+    /// Completes when [`Self::standing`] is no longer `known`, and gives it.
+    pub async fn standing_after(&self, known: &Standing) -> Standing {
+        let mut metrics = self.raft.metrics();
+        loop {
+            let now = Standing::of(&metrics.borrow_and_update());
+            if now != *known || metrics.changed().await.is_err() {
+                return now;
+            }
+        }
+    }
+
+    /// Completes once this node knows for sure that it leads and has applied all that was decided before.
+    ///
+    /// # Errors
+    /// If it does not lead.
+    pub async fn leads_for_sure(&self) -> Result<(), String> {
+        let sure = within(&self.env, self.raft.ensure_linearizable()).await;
+        sure.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Lets a node follow.
+    ///
+    /// # Errors
+    /// If this node does not lead, or another change is in progress.
+    pub async fn add_learner(&self, node: NodeId) -> Result<(), String> {
+        let added = within(&self.env, self.raft.add_learner(node, EmptyNode {}, false)).await;
+        added.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Lets these nodes vote, and nobody else.
+    ///
+    /// # Errors
+    /// As [`Self::add_learner`].
+    pub async fn set_voters(&self, voters: BTreeSet<NodeId>) -> Result<(), String> {
+        let set = within(&self.env, self.raft.change_membership(voters, true)).await;
+        set.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Takes a node out that does not vote.
+    ///
+    /// # Errors
+    /// As [`Self::add_learner`].
+    pub async fn remove(&self, node: NodeId) -> Result<(), String> {
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([node]));
+        let set = within(&self.env, self.raft.change_membership(change, true)).await;
+        set.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// Answers another node's message; `None` for one that makes no sense.
+    pub async fn serve(&self, from: NodeId, kind: RaftKind, body: Bytes) -> Option<Bytes> {
+        match kind {
+            RaftKind::Append => {
+                let request: AppendEntriesRequest<Types> = postcard::from_bytes(&body).ok()?;
+                encode(&within(&self.env, self.raft.append_entries(request)).await)
+            }
+            RaftKind::Vote => {
+                let request: VoteRequest<NodeId> = postcard::from_bytes(&body).ok()?;
+                encode(&within(&self.env, self.raft.vote(request)).await)
+            }
+            RaftKind::Snapshot { offset, total } => {
+                let piece: Piece = postcard::from_bytes(&body).ok()?;
+                let answer: Result<_, RaftError<NodeId>> =
+                    match self.arriving.piece(from, piece, (offset, total))? {
+                        (vote, None) => Ok(SnapshotResponse::new(vote)),
+                        (vote, Some(snapshot)) => {
+                            within(&self.env, self.raft.install_full_snapshot(vote, snapshot))
+                                .await
+                                .map_err(RaftError::Fatal)
+                        }
+                    };
+                encode(&answer)
+            }
+        }
+    }
+
+    /// This node.
+    pub fn own(&self) -> NodeId {
+        self.own
+    }
+
+    /// Ends this node's part.
+    pub async fn stop(&self) {
+        // Its tasks may have ended before.
+        let ended = within(&self.env, self.raft.shutdown());
+        let limit = self.env.sleep(Duration::from_secs(2));
+        let ended = std::pin::pin!(ended);
+        futures_util::future::select(ended, limit).await;
+    }
+}
+
+fn encode<T: Serialize>(answer: &T) -> Option<Bytes> {
+    Some(postcard::to_stdvec(answer).ok()?.into())
+}
