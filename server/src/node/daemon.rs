@@ -142,11 +142,12 @@ pub async fn serve(
         to_admin,
     ));
     let server = QuicServer::start(
-        &data.credentials,
+        &data.credentials.clone().into(),
         options.listen,
         ServerLimits::default(),
         &core,
         service,
+        None,
     )?;
     let api = api::start(options.api)
         .await

@@ -13,7 +13,7 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use mortar_protocol::env_real::random_id;
+use mortar_protocol::env_real::{random_id, wall_now};
 use mortar_protocol::ids::{ClusterId, NodeId};
 use mortar_protocol::transport::tls::{
     Authority, Credentials, TlsError, make_private_dir, write_private,
@@ -116,7 +116,7 @@ impl DataDir {
         let (cluster, node) = identity(&path.join("identity"))?;
         let tls = path.join("tls");
         let authority = Authority::load_or_create(&tls, cluster)?;
-        let credentials = authority.node_credentials(&tls, node)?;
+        let credentials = authority.node_credentials(&tls, node, wall_now())?;
         Ok(Self {
             path,
             cluster,
