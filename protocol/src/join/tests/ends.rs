@@ -13,8 +13,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::env_real::RealEnv;
 use crate::frame::Frame;
-use crate::transport::quic::{QuicServer, ServerLimits, StrangerConnection};
-use crate::transport::{Peer, ReplyTo, Service, Strangers};
+use crate::transport::quic::{QuicServer, QuicTransport, ServerLimits, StrangerConnection};
+use crate::transport::tls::{LiveCredentials, TlsError};
+use crate::transport::{Lost, Peer, ReplyTo, Service, Strangers, Transport};
 
 /// A node as far as strangers see it.
 struct Node {
@@ -443,4 +444,84 @@ fn who_does_not_know_the_secret_is_not_believed() {
     let garbled = "gave an answer that makes no sense here";
     assert!(line(|_| JoinReply::Adopted).contains(garbled));
     assert!(line(|_| JoinReply::Refused(Refusal::Unfit(Box::new(fit())))).contains(garbled));
+}
+
+/// Answers with the head it got.
+struct Echo;
+
+impl Service for Echo {
+    fn serve(&self, _peer: Peer, frame: Frame, reply: ReplyTo) {
+        reply(frame);
+    }
+}
+
+/// Becomes a node of the cluster as a daemon does: a certificate of the new authority for the key pair it has.
+struct Daemon {
+    facts: Mutex<Facts>,
+    live: LiveCredentials,
+}
+
+impl Candidate for Daemon {
+    fn facts(&self) -> Facts {
+        let mut facts = self.facts.lock().clone();
+        facts.who.wall_ms = wall_ms();
+        facts
+    }
+
+    fn adopt(&self, adoption: Adoption) -> BoxFuture<'static, Result<(), String>> {
+        let taken = || {
+            let authority = Authority::from_parts(adoption.cluster, &adoption.authority)?;
+            let fresh = authority.renew_node(&self.live.current(), OTHER, wall_now())?;
+            self.live.replace(fresh)
+        };
+        let taken: Result<(), TlsError> = taken();
+        self.facts.lock().who.cluster = adoption.cluster;
+        Box::pin(async move { taken.map_err(|error| error.to_string()) })
+    }
+}
+
+#[test]
+fn a_node_that_was_taken_in_serves_its_new_cluster_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = secret(dir.path(), "secret", GOOD);
+    let (theirs, asker) = (runtime(), runtime());
+    let alone = Authority::generate(ClusterId(2)).unwrap();
+    let live: LiveCredentials = alone.issue_node(OTHER, wall_now()).unwrap().into();
+    let daemon = Arc::new(Daemon {
+        facts: Mutex::new(fit()),
+        live: live.clone(),
+    });
+    let env = Arc::new(RealEnv::new(theirs.handle().clone()));
+    let server = QuicServer::start(
+        &live,
+        SocketAddr::from(([127, 0, 0, 1], 0)),
+        ServerLimits::default(),
+        theirs.handle(),
+        Arc::new(Echo),
+        Some(Arc::new(Answerer::new(daemon, file.clone(), env))),
+    )
+    .unwrap();
+    let at = server.local_addr();
+    let cluster = Authority::generate(CLUSTER).unwrap();
+    let credentials = cluster.issue_node(OWN, wall_now()).unwrap();
+    let transport = QuicTransport::new(&credentials, asker.handle()).unwrap();
+    let hello = Frame::new(&5u32, Bytes::new()).unwrap();
+    let call = || asker.block_on(transport.call(OTHER, &[at], hello.clone()));
+    assert_eq!(call(), Err(Lost::Rejected), "they are strangers");
+    let wanted = Adoption {
+        authority: cluster.to_parts(),
+        ..adoption()
+    };
+    asker
+        .block_on(adopt(at, own(), &file, OTHER, wanted))
+        .unwrap();
+    let begun = mono_now();
+    while call().as_ref() != Ok(&hello) {
+        // A refusal is remembered for a second.
+        assert!(mono_now().since(begun) < Duration::from_secs(3));
+    }
+    let old = alone.issue_client(0, wall_now()).unwrap();
+    let old = QuicTransport::new(&old, asker.handle()).unwrap();
+    let refused = asker.block_on(old.call(OTHER, &[at], hello.clone()));
+    assert_eq!(refused, Err(Lost::Rejected));
 }
