@@ -15,7 +15,7 @@ use super::files::{
     exchange_dirs, make_private_dir, pem_text, read_certificate, read_text, remove_dir,
     write_private,
 };
-use super::life::{self, AUTHORITY_NAME, renewal_due};
+use super::life::{self, AUTHORITY_NAME, LiveCredentials, renewal_due};
 use super::{ANY_NODE, Credentials, TlsError, node_name};
 use crate::attr::Time;
 use crate::ids::{ClusterId, NodeId};
@@ -255,6 +255,29 @@ impl Authority {
         let fresh = self.renew_node(&found, node, now)?;
         store_node(dir, &fresh)?;
         Ok(fresh)
+    }
+
+    /// Renews the credentials a node uses, and those stored in `dir`, if that is due; whether it was. To be called now
+    /// and then: each call reads a certificate in memory and, as a rule, does nothing.
+    ///
+    /// # Errors
+    /// If the new certificate cannot be made, used or stored. It may be in use all the same, and lost at a restart,
+    /// which then makes another.
+    pub fn renew_if_due(
+        &self,
+        dir: &Path,
+        live: &LiveCredentials,
+        node: NodeId,
+        now: Time,
+    ) -> Result<bool, TlsError> {
+        let current = live.current();
+        if !renewal_due(&current.certificate, now) {
+            return Ok(false);
+        }
+        let fresh = self.renew_node(&current, node, now)?;
+        live.replace(fresh.clone())?;
+        store_node(dir, &fresh)?;
+        Ok(true)
     }
 
     /// Puts this authority and a node's credentials in the place of `dir`, all in one step: a crash leaves the old

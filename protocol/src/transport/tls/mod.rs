@@ -235,6 +235,18 @@ mod tests {
         assert_ne!(second.certificate, first.certificate);
         assert_eq!(second.key, first.key);
         assert_eq!(read(20_071), second);
+        // The same while the node runs.
+        let live = LiveCredentials::new(second.clone());
+        let renew = |at| {
+            authority
+                .renew_if_due(&tls, &live, NodeId(7), day(at))
+                .unwrap()
+        };
+        assert!(!renew(20_100));
+        assert_eq!(*live.current(), second);
+        assert!(renew(20_140) && !renew(20_141));
+        assert_eq!(*live.current(), read(20_141));
+        assert_ne!(read(20_141), second);
     }
 
     #[test]
