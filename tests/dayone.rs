@@ -678,6 +678,8 @@ fn an_empty_data_directory_is_taken_and_closed_to_others() {
         Command::new(bin_dir().join("mortard"))
             .arg("--data-dir")
             .arg(data)
+            .arg("--secret-file")
+            .arg(dir.path().join("secret"))
             .args(["--listen", "127.0.0.1:0", "--api", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stderr(File::create(dir.path().join("log")).expect("log"))

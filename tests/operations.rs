@@ -471,7 +471,8 @@ fn a_panic_ends_mortard_with_its_backtrace_in_the_log() {
     daemon.kill();
     let log = daemon.dir().join("panic.log");
     let words = format!(
-        "mortard\n--data-dir\n{}\n--listen\n{}\n--api\n{}\n--log-file\n{}",
+        "mortard\n--secret-file\n{}\n--data-dir\n{}\n--listen\n{}\n--api\n{}\n--log-file\n{}",
+        daemon.dir().join("secret").display(),
         daemon.dir().join("data").display(),
         daemon.server(),
         daemon.api(),

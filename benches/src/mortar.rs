@@ -63,6 +63,8 @@ impl Mortar {
         let daemon = Command::new(bin.join("mortard"))
             .arg("--data-dir")
             .arg(work.join("data"))
+            .arg("--secret-file")
+            .arg(work.join("secret"))
             .args(["--listen", &addr.to_string(), "--api", &api])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(|err| err.to_string())?)

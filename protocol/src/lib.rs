@@ -6,7 +6,8 @@
 //! - a client sends [`fop::Request::Fop`] to the primary of a set and bulk data as [`fop::Request::Stage`] to a node;
 //! - bricks of a set exchange [`peer::PeerMessage`]s;
 //! - `mortar` (the command) and mounts ask the control plane with [`admin::AdminRequest`];
-//! - nodes of a cluster ask each other with [`node::NodeRequest`].
+//! - nodes of a cluster ask each other with [`node::NodeRequest`];
+//! - a node is taken into a cluster with [`join::JoinRequest`]s.
 //!
 //! All of them travel as a [`frame::Frame`]: a postcard-encoded head and raw bytes behind it.
 
@@ -23,6 +24,7 @@ pub mod error;
 pub mod fop;
 pub mod frame;
 pub mod ids;
+pub mod join;
 pub mod limits;
 pub mod locks;
 pub mod logfile;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use mortar_benches::driven::Driven;
+use mortar_protocol::env_real::wall_now;
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{ClusterId, NodeId};
 use mortar_protocol::transport::quic::{QuicServer, QuicTransport, ServerLimits};
@@ -44,14 +45,16 @@ impl Pair {
         let server = Driven::start("server")?;
         let service = Arc::new(Bounce(vec![4; 1 << 20].into()));
         let quic = QuicServer::start(
-            &authority.issue_node(NODE)?,
+            &authority.issue_node(NODE, wall_now())?.into(),
             SocketAddr::from(([127, 0, 0, 1], 0)),
             ServerLimits::default(),
             server.handle(),
             service,
+            None,
         )?;
         let client = Builder::new_current_thread().enable_all().build()?;
-        let transport = QuicTransport::new(&authority.issue_client(0)?, client.handle())?;
+        let transport =
+            QuicTransport::new(&authority.issue_client(0, wall_now())?, client.handle())?;
         Ok(Self {
             client,
             transport,

@@ -151,6 +151,8 @@ fn start_daemon(mortard: &Path, place: &Place, server: &str) -> Result<Running, 
     let daemon = Command::new(mortard)
         .arg("--data-dir")
         .arg(place.root().join("data"))
+        .arg("--secret-file")
+        .arg(place.root().join("secret"))
         .args([
             "--listen",
             server,

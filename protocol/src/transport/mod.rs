@@ -72,5 +72,12 @@ pub trait Service: Send + Sync + 'static {
     fn serve(&self, peer: Peer, frame: Frame, reply: ReplyTo);
 }
 
+/// Serves those who have no certificate of the cluster (yet): whoever can send a datagram to this node.
+pub trait Strangers: Send + Sync + 'static {
+    /// Called for each request of a stranger; must not block. The frame is small. `binding` is what only the two ends
+    /// of the stranger's connection know, and the same for all its requests.
+    fn serve(&self, from: SocketAddr, binding: [u8; 32], frame: Frame, reply: ReplyTo);
+}
+
 /// A shared service.
 pub type SharedService = Arc<dyn Service>;

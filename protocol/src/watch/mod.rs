@@ -4,7 +4,7 @@
 //! a [`Flight`]; the task that does it runs inside [`Flight::run`], so that whoever makes it wait can say so with
 //! [`waits_for`] without being handed anything.
 
-mod gather;
+pub(crate) mod gather;
 mod histogram;
 
 use std::cell::RefCell;

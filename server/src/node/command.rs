@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use mortar_protocol::join::SECRET_FILE;
 use tracing::level_filters::LevelFilter;
 
 use super::bricks::Backend;
@@ -38,6 +39,10 @@ pub struct Arguments {
     /// Append messages to this file instead of standard error; SIGHUP opens it again
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
+    /// The secret that nodes of one cluster share: a node is taken in by one that has the same. Made if it is not there
+    /// [default: /etc/mortar/secret, for users other than root DIR/secret]
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
     /// Threads that serve bricks
     #[arg(long, value_name = "COUNT", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: u16,
@@ -82,12 +87,20 @@ fn try_run(arguments: Arguments) -> Result<(), String> {
     start_log(arguments.log_level);
     // Where damaged data can make a library panic, the panic is caught and becomes an error of that brick.
     mortar_protocol::ending::end_on_panic(crate::guard::is_caught);
+    let secret_file = arguments.secret_file.unwrap_or_else(|| {
+        if rustix::process::geteuid().is_root() {
+            PathBuf::from(SECRET_FILE)
+        } else {
+            arguments.data_dir.join("secret")
+        }
+    });
     let options = Options {
         data_dir: arguments.data_dir,
         listen: arguments.listen,
         api: arguments.api,
         threads: arguments.threads.into(),
         log_file,
+        secret_file,
     };
     let backend = |data: &DataDir| Backend {
         stores: FileStores::new(data.cluster, data.node),

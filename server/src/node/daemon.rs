@@ -3,13 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use mortar_protocol::admin::NodeInfo;
 use mortar_protocol::env::Env;
-use mortar_protocol::env_real::{RealEnv, mono_now};
+use mortar_protocol::env_real::{RealEnv, mono_now, wall_now};
+use mortar_protocol::join::{Answerer, SecretFile};
 use mortar_protocol::logfile::take_stderr;
 use mortar_protocol::peer::PeerFrame;
 use mortar_protocol::transport::quic::{QuicError, QuicServer, QuicTransport, ServerLimits};
+use mortar_protocol::transport::tls::LiveCredentials;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -20,7 +23,7 @@ use super::bricks::{Backend, Bricks, Host};
 use super::data_dir::{DataDir, DataDirError};
 use super::dump;
 use super::enrolment::EnrolSocket;
-use super::gate;
+use super::gate::{Door, SharedDoor};
 use super::leading::{self, Leading};
 use super::peers::{Peers, Ways};
 use super::service::{CONTROL_QUEUE, ControlCall, NodeService, answer, answer_of_any_length};
@@ -45,6 +48,8 @@ pub struct Options {
     pub threads: usize,
     /// The file that takes its messages, to be opened again on SIGHUP.
     pub log_file: Option<PathBuf>,
+    /// The secret that nodes prove to each other.
+    pub secret_file: PathBuf,
 }
 
 /// Why a daemon ended. Each prints as one line.
@@ -91,7 +96,7 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
 /// See [`DaemonError`].
 pub fn run(
     options: &Options,
-    backend: impl FnOnce(&DataDir) -> Backend,
+    backend: impl Fn(&DataDir) -> Backend,
 ) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -118,15 +123,43 @@ pub fn run(
 /// See [`DaemonError`].
 pub async fn serve(
     options: &Options,
-    backend: impl FnOnce(&DataDir) -> Backend,
+    backend: impl Fn(&DataDir) -> Backend,
     stop: impl Future<Output = ()>,
-    ready: impl FnOnce(SocketAddr),
+    ready: impl Fn(SocketAddr),
 ) -> Result<(), DaemonError> {
-    let data = Arc::new(DataDir::open(&options.data_dir)?);
-    let running = Running::start(options, Arc::clone(&data), backend).await?;
-    ready(running.server.local_addr());
-    running.until(stop).await
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let data = Arc::new(DataDir::open(&options.data_dir)?);
+        let running = Running::start(options, Arc::clone(&data), &backend).await?;
+        ready(running.server.local_addr());
+        let ended = running.until(stop.as_mut()).await?;
+        // Whoever still has it lets go of it within moments.
+        let mut patience = DATA_TRIES;
+        while Arc::strong_count(&data) > 1 && patience > 0 {
+            patience -= 1;
+            tokio::time::sleep(DATA_PAUSE).await;
+        }
+        if ended == Ended::Stopped {
+            return Ok(());
+        }
+    }
 }
+
+/// Why a daemon has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// It belongs to another cluster now and starts over.
+    Moved,
+}
+
+/// A data directory that is about to be opened again is waited for this often ...
+const DATA_TRIES: u32 = 100;
+/// ... for this long each.
+const DATA_PAUSE: Duration = Duration::from_millis(20);
+/// How often the node's certificate is looked at.
+const CERTIFICATE_LOOK: Duration = Duration::from_secs(3_600);
 
 /// A daemon that serves.
 struct Running {
@@ -134,6 +167,9 @@ struct Running {
     control: Arc<Control>,
     peers: Arc<Peers>,
     server: QuicServer,
+    data: Arc<DataDir>,
+    joined: watch::Receiver<bool>,
+    left: watch::Receiver<bool>,
     leading: JoinHandle<Result<(), ControlError>>,
     helpers: Vec<JoinHandle<()>>,
     _socket: EnrolSocket,
@@ -143,7 +179,7 @@ impl Running {
     async fn start(
         options: &Options,
         data: Arc<DataDir>,
-        backend: impl FnOnce(&DataDir) -> Backend,
+        backend: impl Fn(&DataDir) -> Backend,
     ) -> Result<Self, DaemonError> {
         let system = |what| move |error| DaemonError::System(what, error);
         let (reports, own_reports) = mpsc::unbounded_channel();
@@ -166,11 +202,12 @@ impl Running {
             .first_runtime()
             .ok_or_else(|| DaemonError::System("core threads", std::io::Error::other("none")))?;
         let main = Handle::current();
+        let live = LiveCredentials::new(data.credentials.clone());
         let peers = Peers::new(
             data.node,
             (
-                QuicTransport::new(&data.credentials, &main)?,
-                QuicTransport::new(&data.credentials, &core)?,
+                QuicTransport::with_live(&live, &main)?,
+                QuicTransport::with_live(&live, &core)?,
             ),
             core.clone(),
             data.first_known.clone(),
@@ -189,17 +226,32 @@ impl Running {
         let control = Arc::new(Control::open(&data.path, parts).await?);
         let (to_control, calls) = mpsc::channel(CONTROL_QUEUE);
         let service = NodeService::new(Arc::clone(&bricks), Arc::clone(&control), to_control);
+        let host_name = rustix::system::uname();
+        let host_name = host_name.nodename().to_string_lossy().into_owned();
+        let secret = SecretFile::new(&options.secret_file);
+        if let Err(error) = secret.ensure() {
+            tracing::warn!(%error, "no node can be taken in, nor this one, until that is mended");
+        }
+        let door = Door::new(
+            Arc::clone(&data),
+            secret.clone(),
+            Arc::clone(&env),
+            host_name.clone(),
+        );
+        let strangers = Answerer::new(Arc::clone(&door) as _, secret, Arc::clone(&env));
         let server = QuicServer::start(
-            &data.credentials,
+            &live,
             options.listen,
             ServerLimits::default(),
             &core,
             Arc::new(service),
+            Some(Arc::new(strangers)),
         )?;
         let api = api::start(options.api)
             .await
             .map_err(|error| DaemonError::Api(options.api, error))?;
         let addrs = reachable(server.local_addr());
+        door.connect(&control, addrs.clone());
         let node = NodeInfo {
             id: data.node,
             addrs: addrs.clone(),
@@ -210,7 +262,7 @@ impl Running {
         let operations = Arc::new(Operations::new(
             Arc::clone(&control),
             Arc::clone(&nodes),
-            Arc::new(gate::Door),
+            Arc::new(SharedDoor(Arc::clone(&door))),
             Arc::clone(&env),
             data.node,
         ));
@@ -228,6 +280,7 @@ impl Running {
             left: watch::channel(false).0,
         });
         peers.connect(&control, &served);
+        let left = served.left.subscribe();
         let uid = rustix::process::geteuid().as_raw();
         let admin = Admin::new(
             Arc::clone(&control),
@@ -242,16 +295,12 @@ impl Running {
             operations,
             reports,
         };
-        let host_name = rustix::system::uname();
         let caretaker = Caretaker::new(
             Arc::clone(&control),
             host,
             env,
             data.node,
-            (
-                host_name.nodename().to_string_lossy().into_owned(),
-                addrs.clone(),
-            ),
+            (host_name, addrs.clone()),
         );
         let helpers = vec![
             tokio::spawn(leading::report(
@@ -262,6 +311,7 @@ impl Running {
             tokio::spawn(caretaker.run()),
             tokio::spawn(answer_calls(Arc::new(admin), served, calls)),
             tokio::spawn(dump::follow_slow(Arc::clone(&bricks))),
+            tokio::spawn(renew(Arc::clone(&data), live)),
             tokio::spawn(tell_on_signals(
                 Arc::clone(&bricks),
                 Arc::clone(&control),
@@ -280,6 +330,9 @@ impl Running {
             control,
             peers,
             server,
+            data,
+            joined: door.joined(),
+            left,
             leading: tokio::spawn(leading.run()),
             helpers,
             _socket: socket,
@@ -287,12 +340,25 @@ impl Running {
     }
 
     /// Serves until it is told to stop, or cannot go on.
-    async fn until(mut self, stop: impl Future<Output = ()>) -> Result<(), DaemonError> {
+    async fn until(mut self, stop: impl Future<Output = ()>) -> Result<Ended, DaemonError> {
+        let mut why = Ended::Stopped;
         let failed = tokio::select! {
             () = stop => None,
             ended = &mut self.leading => ended.ok().and_then(Result::err),
+            _ = self.joined.changed() => {
+                // The answer to who asked is on its way.
+                tokio::time::sleep(DATA_PAUSE * 5).await;
+                why = Ended::Moved;
+                None
+            }
+            _ = self.left.changed() => {
+                self.data.note_leave()?;
+                tokio::time::sleep(DATA_PAUSE * 5).await;
+                why = Ended::Moved;
+                None
+            }
         };
-        tracing::info!("mortard stops");
+        tracing::info!(?why, "mortard stops");
         self.helpers.iter().for_each(JoinHandle::abort);
         // Bricks that stop are not dropped from their views: all of them come back.
         self.leading.abort();
@@ -304,8 +370,20 @@ impl Running {
         self.server.close().await;
         match failed {
             Some(error) => Err(error.into()),
-            None => Ok(()),
+            None => Ok(why),
         }
+    }
+}
+
+/// Renews the node's certificate whenever that is due.
+async fn renew(data: Arc<DataDir>, live: LiveCredentials) {
+    loop {
+        match data.authority.renew_if_due(&data.tls(), &live, data.node, wall_now()) {
+            Ok(false) => {}
+            Ok(true) => tracing::info!("renewed this node's certificate"),
+            Err(error) => tracing::error!(%error, "this node's certificate cannot be renewed"),
+        }
+        tokio::time::sleep(CERTIFICATE_LOOK).await;
     }
 }
 

@@ -5,6 +5,8 @@
 //! identity        cluster=UUID, node=UUID
 //! tls/            the cluster's authority and this node's certificate
 //! control.redb    the control plane's state
+//! peers           where the other nodes were when this one joined
+//! change          the cluster this node has been told to join or to leave; done by the next start
 //! mortard.sock    hands certificates to root and to the daemon's user
 //! ```
 
@@ -14,13 +16,17 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use mortar_protocol::env_real::random_id;
+use mortar_protocol::env_real::{random_id, wall_now};
 use mortar_protocol::ids::{ClusterId, NodeId};
+use mortar_protocol::join::Adoption;
 use mortar_protocol::transport::tls::{
     Authority, Credentials, TlsError, make_private_dir, write_private,
 };
 use rustix::fs::{FlockOperation, flock};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
+use crate::control::store::FILE;
 use crate::device::lock_holder;
 
 /// Why a data directory cannot be used. Each prints as one line that says what to do.
@@ -118,25 +124,130 @@ impl DataDir {
                 DataDirError::File(lock_path, error.into())
             });
         }
+        make_change(&path)?;
         let (cluster, node) = identity(&path.join("identity"))?;
+        let first_known = read_record(&path.join(PEERS))?;
         let tls = path.join("tls");
         let authority = Authority::load_or_create(&tls, cluster)?;
-        let credentials = authority.node_credentials(&tls, node)?;
+        let credentials = authority.node_credentials(&tls, node, wall_now())?;
         Ok(Self {
             path,
             cluster,
             node,
             authority,
             credentials,
-            joins: false,
-            first_known: Vec::new(),
+            joins: first_known.is_some(),
+            first_known: first_known.unwrap_or_default(),
             _lock: lock,
         })
     }
 }
 
+/// Name of the file that says where other nodes were.
+const PEERS: &str = "peers";
+/// Name of the file that says which cluster this node is to belong to.
+const CHANGE: &str = "change";
+
+/// What the next start does first.
+#[derive(Serialize, Deserialize)]
+enum Change {
+    /// Joins this cluster.
+    Join(Adoption),
+    /// Becomes a cluster of its own again.
+    Leave,
+}
+
+impl DataDir {
+    /// Notes durably that this node belongs to another cluster from its next start on.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_adoption(&self, adoption: &Adoption) -> Result<(), DataDirError> {
+        let change = Change::Join(adoption.clone());
+        write_record(&self.path.join(CHANGE), &change)
+    }
+
+    /// Notes durably that this node has been taken out of its cluster.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_leave(&self) -> Result<(), DataDirError> {
+        write_record(&self.path.join(CHANGE), &Change::Leave)
+    }
+
+    /// Where the certificates are.
+    pub fn tls(&self) -> PathBuf {
+        self.path.join("tls")
+    }
+}
+
+fn write_record<T: Serialize>(path: &Path, record: &T) -> Result<(), DataDirError> {
+    let bytes = postcard::to_stdvec(record)
+        .map_err(|error| DataDirError::File(path.to_owned(), std::io::Error::other(error)))?;
+    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(write_private(path, &text)?)
+}
+
+fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DataDirError> {
+    let fail = |error| DataDirError::File(path.to_owned(), error);
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(fail(error)),
+    };
+    let bytes: Option<Vec<u8>> = (0..text.trim_end().len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok())
+        .collect();
+    let record = bytes.and_then(|bytes| postcard::from_bytes(&bytes).ok());
+    let damaged = || fail(std::io::Error::other("it is damaged; remove it"));
+    record.map(Some).ok_or_else(damaged)
+}
+
+/// Makes the change that was noted, if there is one. A crash in between leaves the note: then all is done again.
+fn make_change(dir: &Path) -> Result<(), DataDirError> {
+    let note = dir.join(CHANGE);
+    let Some(change) = read_record::<Change>(&note)? else {
+        return Ok(());
+    };
+    let (_, node) = identity(&dir.join("identity"))?;
+    let (cluster, authority, peers) = match change {
+        Change::Join(adoption) => (
+            adoption.cluster,
+            Authority::from_parts(adoption.cluster, &adoption.authority)?,
+            Some(adoption.nodes),
+        ),
+        Change::Leave => {
+            let cluster = ClusterId(random_id());
+            (cluster, Authority::generate(cluster)?, None)
+        }
+    };
+    authority.install(&dir.join("tls"), &authority.issue_node(node, wall_now())?)?;
+    write_identity(&dir.join("identity"), cluster, node)?;
+    match peers {
+        Some(peers) => write_record(&dir.join(PEERS), &peers)?,
+        None => remove(&dir.join(PEERS))?,
+    }
+    remove(&dir.join(FILE))?;
+    remove(&note)
+}
+
+fn remove(path: &Path) -> Result<(), DataDirError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(DataDirError::File(path.to_owned(), error))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn is_empty(dir: &Path) -> bool {
     std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
+}
+
+fn write_identity(path: &Path, cluster: ClusterId, node: NodeId) -> Result<(), DataDirError> {
+    let text = format!("cluster={cluster}\nnode={node}\n");
+    Ok(write_private(path, &text)?)
 }
 
 fn identity(path: &Path) -> Result<(ClusterId, NodeId), DataDirError> {
@@ -149,7 +260,7 @@ fn identity(path: &Path) -> Result<(ClusterId, NodeId), DataDirError> {
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let (cluster, node) = (ClusterId(random_id()), NodeId(random_id()));
-            write_private(path, &format!("cluster={cluster}\nnode={node}\n"))?;
+            write_identity(path, cluster, node)?;
             return Ok((cluster, node));
         }
         Err(error) => return Err(DataDirError::File(path.to_owned(), error)),

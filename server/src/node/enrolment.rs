@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mortar_protocol::enrol::{self, EnrolReply, Enrolment, SOCKET};
+use mortar_protocol::env_real::wall_now;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -97,7 +98,7 @@ async fn answer(
     let reply = if asker == 0 || asker == daemon {
         let credentials = data
             .authority
-            .issue_client(asker)
+            .issue_client(asker, wall_now())
             .map_err(io::Error::other)?;
         EnrolReply::Granted(Enrolment {
             cluster: data.cluster,

@@ -10,22 +10,19 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use parking_lot::Mutex;
-use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, ReadError, SendStream, VarInt};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::assemble::{ReadFault, read_frame};
-use super::{
-    PROBE, Pinned, QuicError, bind, code, endpoint_config, is_rejection, transport_config,
-    write_frame,
-};
+use super::configs::{Configs, of_client};
+use super::{PROBE, Pinned, QuicError, bind, code, endpoint_config, is_rejection, write_frame};
 use crate::env::Mono;
 use crate::env_real::{fill_random, mono_now, random};
 use crate::frame::Frame;
 use crate::ids::NodeId;
-use crate::transport::tls::{self, Credentials};
+use crate::transport::tls::{self, Credentials, LiveCredentials};
 use crate::transport::{Lost, Transport};
 
 /// How long a call waits for a connection unless told otherwise.
@@ -55,8 +52,7 @@ impl std::fmt::Debug for QuicTransport {
 
 struct Inner {
     runtime: Handle,
-    loopback: ClientConfig,
-    other: ClientConfig,
+    configs: Configs<ClientConfig>,
     endpoints: Mutex<[Option<Endpoint>; 2]>,
     links: Mutex<BTreeMap<Key, Arc<Link>>>,
     connect_time: AtomicU64,
@@ -117,13 +113,9 @@ impl Inner {
             tracing::warn!(%error, "no socket to connect from");
             Lost::NotSent
         })?;
-        let config = if addr.ip().is_loopback() {
-            &self.loopback
-        } else {
-            &self.other
-        };
+        let config = self.configs.get(addr.ip().is_loopback());
         let connecting = endpoint
-            .connect_with(config.clone(), addr, &tls::server_name(node))
+            .connect_with(config, addr, &tls::server_name(node))
             .map_err(|_| Lost::NotSent)?;
         connecting.await.map_err(|error| {
             if is_rejection(&error) {
@@ -335,24 +327,28 @@ impl QuicTransport {
     /// # Errors
     /// If the certificates cannot be used.
     pub fn new(credentials: &Credentials, runtime: &Handle) -> Result<Self, QuicError> {
-        let crypto = QuicClientConfig::try_from(credentials.client_tls()?)
-            .map_err(|error| QuicError::Config(error.to_string()))?;
-        let crypto: Arc<QuicClientConfig> = Arc::new(crypto);
-        let config = |loopback| {
-            let mut config = ClientConfig::new(Arc::clone(&crypto) as _);
-            config.transport_config(Arc::new(transport_config(loopback)));
-            config
-        };
-        Ok(Self {
+        Self::with_live(&LiveCredentials::new(credentials.clone()), runtime)
+    }
+
+    /// As [`Self::new`], with credentials that are replaced now and then: each new connection shows the newest.
+    ///
+    /// # Errors
+    /// If the certificates cannot be used.
+    pub fn with_live(live: &LiveCredentials, runtime: &Handle) -> Result<Self, QuicError> {
+        Ok(Self::of(of_client(live)?, runtime))
+    }
+
+    /// A transport with these configurations.
+    pub(super) fn of(configs: Configs<ClientConfig>, runtime: &Handle) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 runtime: runtime.clone(),
-                loopback: config(true),
-                other: config(false),
+                configs,
                 endpoints: Mutex::default(),
                 links: Mutex::default(),
                 connect_time: AtomicU64::new(CONNECT_TIME.as_millis() as u64),
             }),
-        })
+        }
     }
 
     /// Changes how long a call waits for a connection before it ends with [`Lost::NotSent`].

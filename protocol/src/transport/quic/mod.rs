@@ -1,17 +1,20 @@
 //! QUIC: one UDP port per node, TLS 1.3 with certificates on both sides, one bidirectional stream per request.
 //!
 //! [`QuicServer`] serves a node's port; [`QuicTransport`] is a caller's end. Both run on one tokio runtime each, and
-//! no task of theirs ever moves to another thread.
+//! no task of theirs ever moves to another thread. [`StrangerConnection`] is the end of a caller without certificate.
 
 mod assemble;
 mod client;
+mod configs;
 mod server;
 mod socket;
+mod stranger;
 #[cfg(test)]
 mod tests;
 
 pub use client::QuicTransport;
 pub use server::{QuicServer, ServerLimits};
+pub use stranger::{MAX_STRANGER_FRAME, StrangerConnection, StrangerFault};
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -59,6 +62,8 @@ mod code {
     pub(super) const NO_ANSWER: u32 = 2;
     /// The server has too many connections.
     pub(super) const BUSY: u32 = 3;
+    /// The client showed no certificate.
+    pub(super) const UNPROVEN: u32 = 4;
 }
 
 /// Why an end of the transport could not be set up.
@@ -202,6 +207,9 @@ fn is_rejection(error: &ConnectionError) -> bool {
         ConnectionError::TransportError(error) => u64::from(error.code),
         ConnectionError::ConnectionClosed(close) => u64::from(close.error_code),
         ConnectionError::VersionMismatch => return true,
+        ConnectionError::ApplicationClosed(close) => {
+            return close.error_code == VarInt::from_u32(code::UNPROVEN);
+        }
         _ => return false,
     };
     // TLS alerts.

@@ -7,21 +7,23 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use quinn::crypto::rustls::QuicServerConfig;
+use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, Runtime, SendStream, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::runtime::Handle;
 
 use super::assemble::{ReadFault, read_frame};
+use super::configs::{Configs, of_server};
+use super::stranger::{self, STRANGERS};
 use super::{
-    LogGate, Pinned, QuicError, bind, code, endpoint_config, is_rejection, transport_config,
+    CONNECTION_WINDOW, LogGate, Pinned, QuicError, bind, code, endpoint_config, is_rejection,
     write_frame,
 };
 use crate::env::Mono;
 use crate::env_real::mono_now;
 use crate::frame::Frame;
-use crate::transport::tls::{self, Credentials};
-use crate::transport::{Peer, ReplyTo, SharedService};
+use crate::transport::tls::{self, JOIN_ALPN, LiveCredentials};
+use crate::transport::{Peer, ReplyTo, SharedService, Strangers};
 
 /// Bounds that a server holds its clients to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,8 +63,9 @@ struct Shared {
     connections: AtomicUsize,
     next_connection: AtomicU64,
     bucket: Mutex<Bucket>,
-    loopback: Arc<quinn::ServerConfig>,
-    other: Arc<quinn::ServerConfig>,
+    configs: Configs<Arc<quinn::ServerConfig>>,
+    strangers: Option<Arc<dyn Strangers>>,
+    strangers_now: AtomicUsize,
     refusals: LogGate,
     bad_frames: LogGate,
 }
@@ -88,25 +91,23 @@ impl Bucket {
 }
 
 impl QuicServer {
-    /// Binds `listen` and serves it on `runtime`.
+    /// Binds `listen` and serves it on `runtime`. Each new connection is shown the newest of the credentials; the keys
+    /// of connection ids and stateless resets come from the first. Without `strangers` only those come in who have a
+    /// certificate of the cluster.
     ///
     /// # Errors
     /// If the certificates cannot be used or the port is taken.
     pub fn start(
-        credentials: &Credentials,
+        live: &LiveCredentials,
         listen: SocketAddr,
         limits: ServerLimits,
         runtime: &Handle,
         service: SharedService,
+        strangers: Option<Arc<dyn Strangers>>,
     ) -> Result<Self, QuicError> {
-        let crypto = QuicServerConfig::try_from(credentials.server_tls()?)
-            .map_err(|error| QuicError::Config(error.to_string()))?;
-        let crypto: Arc<QuicServerConfig> = Arc::new(crypto);
-        let config = |loopback| {
-            let mut config = quinn::ServerConfig::with_crypto(Arc::clone(&crypto) as _);
-            config.transport_config(Arc::new(transport_config(loopback)));
-            Arc::new(config)
-        };
+        let configs = of_server(live, strangers.is_some())?;
+        let first = configs.get(false);
+        let credentials = live.current();
         let ids = credentials.derived_secret("mortar 2026 quic connection ids");
         let mut key = [0; 8];
         key.copy_from_slice(&ids[..8]);
@@ -125,14 +126,15 @@ impl QuicServer {
                 tokens: f64::from(limits.handshakes_per_second),
                 at: mono_now(),
             }),
-            loopback: config(true),
-            other: config(false),
+            configs,
+            strangers,
+            strangers_now: AtomicUsize::new(0),
             refusals: LogGate::default(),
             bad_frames: LogGate::default(),
         });
         let endpoint = Endpoint::new_with_abstract_socket(
             endpoint_config(reset, u64::from_le_bytes(key))?,
-            Some((*shared.other).clone()),
+            Some((*first).clone()),
             udp,
             pinned,
         )
@@ -188,17 +190,18 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 
 async fn connection(incoming: Incoming, shared: Arc<Shared>) {
     let from = incoming.remote_address();
-    let config = if from.ip().is_loopback() {
-        &shared.loopback
-    } else {
-        &shared.other
-    };
-    let established = match incoming.accept_with(Arc::clone(config)) {
+    let config = shared.configs.get(from.ip().is_loopback());
+    let established = match incoming.accept_with(config) {
         Ok(connecting) => connecting.await,
         Err(error) => Err(error),
     };
     match established {
-        Ok(connection) => requests(&connection, from, &shared).await,
+        Ok(connection) => match &shared.strangers {
+            Some(strangers) if came_to_join(&connection) => {
+                stranger(&connection, from, &shared, strangers).await;
+            }
+            _ => requests(&connection, from, &shared).await,
+        },
         Err(error) => {
             if is_rejection(&error)
                 && let Some(held) = shared.refusals.pass()
@@ -210,6 +213,37 @@ async fn connection(incoming: Incoming, shared: Arc<Shared>) {
     shared.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
+fn came_to_join(connection: &Connection) -> bool {
+    connection
+        .handshake_data()
+        .and_then(|any| any.downcast::<HandshakeData>().ok())
+        .is_some_and(|data| data.protocol.as_deref() == Some(JOIN_ALPN))
+}
+
+async fn stranger(
+    connection: &Connection,
+    from: SocketAddr,
+    shared: &Arc<Shared>,
+    strangers: &Arc<dyn Strangers>,
+) {
+    if shared.strangers_now.fetch_add(1, Ordering::Relaxed) < STRANGERS {
+        let answer = |send| -> ReplyTo {
+            let answer = Answer {
+                send: Some(send),
+                runtime: shared.runtime.clone(),
+            };
+            Box::new(move |frame| answer.give(frame))
+        };
+        stranger::serve(connection, from, strangers, answer).await;
+    } else {
+        if let Some(held) = shared.refusals.pass() {
+            tracing::warn!(%from, more = held, "turned a stranger away: there are {STRANGERS}");
+        }
+        connection.close(VarInt::from_u32(code::BUSY), b"too many strangers");
+    }
+    shared.strangers_now.fetch_sub(1, Ordering::Relaxed);
+}
+
 /// One connection's part in the limits.
 struct Origin {
     peer: Peer,
@@ -217,15 +251,24 @@ struct Origin {
 }
 
 async fn requests(connection: &Connection, from: SocketAddr, shared: &Arc<Shared>) {
-    let identity = connection
+    let chain = connection
         .peer_identity()
-        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .and_then(|chain| tls::identity(chain.first()?));
+        .and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let Some(chain) = chain else {
+        if let Some(held) = shared.refusals.pass() {
+            tracing::warn!(%from, more = held, "turned a client away that showed no certificate");
+        }
+        connection.close(VarInt::from_u32(code::UNPROVEN), b"no certificate");
+        return;
+    };
+    let identity = chain.first().and_then(tls::identity);
     let Some(identity) = identity else {
         tracing::warn!(%from, "a certificate of this cluster names neither a node nor a client");
         connection.close(VarInt::from_u32(code::BUSY), b"unknown kind of certificate");
         return;
     };
+    // Until here it might have been anybody, and could not send much.
+    connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW));
     let origin = Arc::new(Origin {
         peer: Peer {
             identity,

@@ -1,16 +1,19 @@
 //! Real sockets on the loopback address.
 
+mod renewal;
+mod strangers;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime as TokioRt;
 
 use super::*;
-use crate::env_real::random;
+use crate::env_real::{random, wall_now};
 use crate::ids::{ClusterId, NodeId};
 use crate::limits::MAX_BODY;
-use crate::transport::tls::{Authority, Credentials};
-use crate::transport::{Identity, Lost, Peer, ReplyTo, Service, Transport};
+use crate::transport::tls::{Authority, Credentials, LiveCredentials};
+use crate::transport::{Identity, Lost, Peer, ReplyTo, Service, Strangers, Transport};
 
 /// Answers with what it got; `silent` heads get no answer but stay open.
 #[derive(Default)]
@@ -53,7 +56,9 @@ fn frame(head: &[u8], body: usize) -> Frame {
 struct World {
     authority: Authority,
     node: Credentials,
+    live: LiveCredentials,
     echo: Arc<Echo>,
+    strangers: Option<Arc<dyn Strangers>>,
     client: TokioRt,
     server: Option<(TokioRt, QuicServer)>,
     addr: SocketAddr,
@@ -64,9 +69,20 @@ const NODE: NodeId = NodeId(0x77);
 impl World {
     fn new() -> Self {
         let authority = Authority::generate(ClusterId(1)).unwrap();
+        let node = authority.issue_node(NODE, wall_now()).unwrap();
+        Self::with(authority, node, None)
+    }
+
+    fn with(
+        authority: Authority,
+        node: Credentials,
+        strangers: Option<Arc<dyn Strangers>>,
+    ) -> Self {
         let mut world = Self {
-            node: authority.issue_node(NODE).unwrap(),
+            live: node.clone().into(),
+            node,
             authority,
+            strangers,
             echo: Arc::default(),
             client: runtime(),
             server: None,
@@ -79,11 +95,12 @@ impl World {
     fn start(&mut self) {
         let rt = runtime();
         let server = QuicServer::start(
-            &self.node,
+            &self.live,
             self.addr,
             ServerLimits::default(),
             rt.handle(),
             Arc::clone(&self.echo) as _,
+            self.strangers.clone(),
         )
         .unwrap();
         self.addr = server.local_addr();
@@ -100,7 +117,7 @@ impl World {
     }
 
     fn transport(&self, uid: u32) -> QuicTransport {
-        let credentials = self.authority.issue_client(uid).unwrap();
+        let credentials = self.authority.issue_client(uid, wall_now()).unwrap();
         QuicTransport::new(&credentials, self.client.handle()).unwrap()
     }
 
@@ -207,11 +224,14 @@ fn other_certificates_are_refused_on_both_sides() {
     let world = World::new();
     let stranger = Authority::generate(ClusterId(2)).unwrap();
     // A client of another cluster does not accept the server.
-    let transport =
-        QuicTransport::new(&stranger.issue_client(0).unwrap(), world.client.handle()).unwrap();
+    let transport = QuicTransport::new(
+        &stranger.issue_client(0, wall_now()).unwrap(),
+        world.client.handle(),
+    )
+    .unwrap();
     assert_eq!(world.call(&transport, &frame(b"x", 0)), Err(Lost::Rejected));
     // One that knows the cluster's authority but has a certificate of another is not accepted.
-    let mut mixed = stranger.issue_client(0).unwrap();
+    let mut mixed = stranger.issue_client(0, wall_now()).unwrap();
     mixed.authority = world.node.authority.clone();
     let transport = QuicTransport::new(&mixed, world.client.handle()).unwrap();
     assert_eq!(world.call(&transport, &frame(b"x", 0)), Err(Lost::Rejected));
@@ -253,7 +273,7 @@ fn bad_frames_are_refused_and_disturb_nobody() {
     assert!(world.call(&good, &sent).is_ok());
     let tls = world
         .authority
-        .issue_client(0)
+        .issue_client(0, wall_now())
         .unwrap()
         .client_tls()
         .unwrap();

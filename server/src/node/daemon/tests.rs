@@ -86,6 +86,7 @@ fn start(dir: &std::path::Path, backend: fn(&DataDir) -> Backend) -> Running {
         api: SocketAddr::from(([127, 0, 0, 1], 0)),
         threads: 1,
         log_file: None,
+        secret_file: dir.join("secret"),
     };
     let (stop, stopped) = oneshot::channel::<()>();
     let (ready, is_ready) = std::sync::mpsc::channel();
