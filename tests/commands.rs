@@ -2,9 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::process::Output;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
 
-use mortar_tests::real::{Daemon, Kind};
+use mortar_tests::real::{Daemon, Kind, bin_dir, tool};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -190,6 +191,152 @@ fn a_daemon_that_is_not_there_is_named_within_five_seconds() {
         text(&out.stderr).contains(&gone.server()),
         "{}",
         text(&out.stderr)
+    );
+}
+
+/// `mortar`, or whatever `name` it is called by, without a server.
+fn mortar(name: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(bin_dir().join("mortar"));
+    command
+        .arg0(name)
+        .args(args)
+        .env_remove("MORTAR_SERVER")
+        .stdin(Stdio::null());
+    command
+}
+
+fn ran(command: &mut Command) -> Output {
+    command.output().expect("mortar runs")
+}
+
+#[test]
+fn the_first_of_several_servers_that_answers_is_used() {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "300M");
+    // It takes every packet and answers none.
+    let silent = UdpSocket::bind("127.0.0.1:0").expect("socket");
+    let silent = silent.local_addr().expect("address").to_string();
+    let both = format!("{silent},{}", daemon.server());
+    let by_flag = || {
+        ran(&mut mortar(
+            "mortar",
+            &["--server", &both, "volume", "list"],
+        ))
+    };
+    let by_flags = || {
+        let server = format!("--remote-host={}", daemon.server());
+        ran(&mut mortar(
+            "mortar",
+            &["volume", "list", "--server", &silent, &server],
+        ))
+    };
+    let by_variable = || ran(mortar("mortar", &["volume", "list"]).env("MORTAR_SERVER", &both));
+    let ways: [&dyn Fn() -> Output; 3] = [&by_flag, &by_flags, &by_variable];
+    for way in ways {
+        let (out, took) = tool::timed(way);
+        assert_eq!(text(&out.stdout), "vol\n", "{}", text(&out.stderr));
+        assert!(took.as_millis() < 2_000, "took {took:?}");
+    }
+    let other = UdpSocket::bind("127.0.0.1:0").expect("socket");
+    let other = other.local_addr().expect("address").to_string();
+    let none = format!("--server={silent},{other}");
+    let (out, took) = tool::timed(|| ran(&mut mortar("mortar", &[&none, "volume", "list"])));
+    assert_eq!(out.status.code(), Some(1));
+    let said = text(&out.stderr);
+    assert!(
+        said.contains(&format!("no mortard answers at {silent}, {other}")),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(took.as_secs() < 5, "took {took:?}");
+}
+
+#[test]
+fn it_answers_to_the_name_of_gluster() {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "300M");
+    let server = format!("--remote-host={}", daemon.server());
+    let gluster = |args: &[&str]| {
+        let mut all = vec![server.as_str()];
+        all.extend(args);
+        ran(&mut mortar("/usr/sbin/gluster", &all))
+    };
+    let out = gluster(&["vol", "i", "vol", "--xml"]);
+    let xml = text(&out.stdout);
+    assert!(
+        xml.starts_with(
+            "<?xml version=\"1.0\" encoding=\"UTF-8\" standalone=\"yes\"?>\n<cliOutput>\n"
+        ),
+        "{xml}"
+    );
+    for part in [
+        "<statusStr>Started</statusStr>",
+        "<replicaCount>3</replicaCount>",
+        "<typeStr>Replicate</typeStr>",
+        "<isArbiter>0</isArbiter></brick>\n",
+    ] {
+        assert!(xml.contains(part), "{part} in {xml}");
+    }
+    let out = gluster(&["volume", "foo"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stdout).starts_with(
+        "unrecognized word: foo (position 1)\n\n Usage: gluster [options] <help> <peer> <pool> <volume>\n"
+    ));
+    let out = gluster(&["--xml", "volume", "start", "vol"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stdout).contains("<opErrstr>Volume vol already started</opErrstr>"));
+    let out = gluster(&["--foo", "volume", "list"]);
+    assert_eq!(text(&out.stderr), "unrecognized option --foo\n");
+    let status = gluster(&["volume", "status", "vol", "--json"]);
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert_eq!(status["volumes"][0]["bricks"][2]["online"], true);
+    let version = ran(&mut mortar("gluster", &["--version"]));
+    assert!(text(&version.stdout).starts_with("glusterfs 10.3"));
+}
+
+#[test]
+fn questions_are_asked_where_somebody_can_answer() {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "300M");
+    let asked = |answer: &str| {
+        let server = daemon.server();
+        let words = [
+            "--server",
+            &server,
+            "--mode=interactive",
+            "volume",
+            "stop",
+            "vol",
+        ];
+        let mut child = mortar("mortar", &words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mortar runs");
+        let mut stdin = child.stdin.take().expect("its input");
+        stdin.write_all(answer.as_bytes()).expect("an answer");
+        drop(stdin);
+        child.wait_with_output().expect("its outputs")
+    };
+    const QUESTION: &str =
+        "Stopping volume will make its data inaccessible. Do you want to continue? (y/n) ";
+    for no in ["n\n", "", "yellow\n"] {
+        let out = asked(no);
+        assert_eq!(text(&out.stdout), QUESTION);
+        assert_eq!(
+            (out.status.code(), text(&out.stderr).as_str()),
+            (Some(1), "not done\n")
+        );
+    }
+    let status = daemon.mortar_ok(&["volume", "info", "vol"]);
+    assert!(status.contains("Status: Started"), "{status}");
+    let out = asked("y\n");
+    assert_eq!(
+        text(&out.stdout),
+        format!("{QUESTION}volume stop: vol: success\n")
+    );
+    // No terminal and no word about it: as in a script.
+    assert_eq!(
+        daemon.mortar_ok(&["volume", "delete", "vol"]),
+        "volume delete: vol: success\n"
     );
 }
 

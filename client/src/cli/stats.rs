@@ -10,6 +10,7 @@ use mortar_protocol::admin::{AdminReply, AdminRequest};
 use mortar_protocol::watch::OpStats;
 
 use super::admin::Admin;
+use super::flags::{Form, Globals};
 use crate::fuse::STATS_XATTRS;
 
 /// Largest answer of a mount.
@@ -26,8 +27,8 @@ pub(crate) struct StatsArgs {
 }
 
 /// Runs `mortar stats`.
-pub(crate) fn run(server: &str, args: &StatsArgs) -> ExitCode {
-    match stats(server, args) {
+pub(crate) fn run(globals: &Globals, args: &StatsArgs) -> ExitCode {
+    match stats(globals, args) {
         Ok(text) => {
             // A closed pipe (| head) is no error of ours.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -40,14 +41,14 @@ pub(crate) fn run(server: &str, args: &StatsArgs) -> ExitCode {
     }
 }
 
-fn stats(server: &str, args: &StatsArgs) -> Result<String, String> {
+fn stats(globals: &Globals, args: &StatsArgs) -> Result<String, String> {
     let path = Path::new(&args.what);
     let all = if args.what.as_bytes().contains(&b'/') || path.is_dir() {
         of_mount(path)?
     } else {
-        of_volume(server, &args.what.to_string_lossy())?
+        of_volume(globals, &args.what.to_string_lossy())?
     };
-    if args.json {
+    if args.json || globals.form == Form::Json {
         let text = serde_json::to_string_pretty(&all).map_err(|error| error.to_string())?;
         return Ok(text + "\n");
     }
@@ -75,11 +76,11 @@ fn of_mount(dir: &Path) -> Result<Vec<OpStats>, String> {
     })
 }
 
-fn of_volume(server: &str, volume: &str) -> Result<Vec<OpStats>, String> {
+fn of_volume(globals: &Globals, volume: &str) -> Result<Vec<OpStats>, String> {
     let request = AdminRequest::Stats {
         volume: volume.to_owned(),
     };
-    match Admin::connect(server)?.ask(request)? {
+    match Admin::connect(globals)?.ask(&request)? {
         AdminReply::Stats(all) => Ok(all),
         AdminReply::Refused { message } => Err(message),
         _ => Err("the daemon gave an answer to another question".to_owned()),

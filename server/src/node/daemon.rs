@@ -94,10 +94,7 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// See [`DaemonError`].
-pub fn run(
-    options: &Options,
-    backend: impl Fn(&DataDir) -> Backend,
-) -> Result<(), DaemonError> {
+pub fn run(options: &Options, backend: impl Fn(&DataDir) -> Backend) -> Result<(), DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -378,7 +375,10 @@ impl Running {
 /// Renews the node's certificate whenever that is due.
 async fn renew(data: Arc<DataDir>, live: LiveCredentials) {
     loop {
-        match data.authority.renew_if_due(&data.tls(), &live, data.node, wall_now()) {
+        match data
+            .authority
+            .renew_if_due(&data.tls(), &live, data.node, wall_now())
+        {
             Ok(false) => {}
             Ok(true) => tracing::info!("renewed this node's certificate"),
             Err(error) => tracing::error!(%error, "this node's certificate cannot be renewed"),

@@ -38,7 +38,12 @@ impl std::fmt::Debug for Door {
 
 impl Door {
     /// Of the node whose data directory this is.
-    pub fn new(data: Arc<DataDir>, secret: SecretFile, env: Arc<dyn Env>, host: String) -> Arc<Self> {
+    pub fn new(
+        data: Arc<DataDir>,
+        secret: SecretFile,
+        env: Arc<dyn Env>,
+        host: String,
+    ) -> Arc<Self> {
         Arc::new(Self {
             data,
             secret,

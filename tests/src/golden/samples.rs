@@ -13,6 +13,7 @@ use mortar_protocol::ids::{
     BrickId, ClusterId, Epoch, Gfid, InodeId, Mark, NodeId, Opening, Pos, RunId, Seq, SessionId,
     SetId, SetIndex, StageId, TxnId, VolumeId,
 };
+use mortar_protocol::node::NodeRequest;
 use mortar_protocol::peer::{PeerEnvelope, PeerMessage};
 use mortar_protocol::report::{BrickEvent, FromBrick};
 use mortar_protocol::transport::tls::Credentials;
@@ -23,9 +24,13 @@ use cluster::{
     addr, addr6, admin_replies, admin_requests, effects, entries, entry_kinds, events, orders,
     peer_messages,
 };
+use nodes::{
+    cluster_replies, cluster_requests, node_replies, node_requests, node_words, raft_kinds,
+};
 use parts::{inode_ops, parts};
 
 mod cluster;
+mod nodes;
 mod parts;
 
 pub(super) const ID: InodeId = InodeId(0x1234_0000_0000_0042);
@@ -464,6 +469,25 @@ fn words(all: &mut Vec<Sample>) {
     ));
 }
 
+/// What nodes ask each other.
+fn between_nodes(all: &mut Vec<Sample>) {
+    let (states, roles) = node_words();
+    let states = states.into_iter();
+    all.extend(states.map(|word| Sample::new(&format!("PeerState.{word:?}"), word)));
+    let roles = roles.into_iter();
+    all.extend(roles.map(|word| Sample::new(&format!("Role.{word:?}"), word)));
+    let kinds = raft_kinds().into_iter();
+    all.extend(kinds.map(|(name, kind)| Sample::new(&format!("RaftKind.{name}"), kind)));
+    let asked = node_requests().into_iter();
+    all.extend(asked.map(|(name, asked)| Sample::new(&format!("NodeRequest.{name}"), asked)));
+    let replies = node_replies().into_iter();
+    all.extend(replies.map(|(name, reply)| Sample::new(&format!("NodeReply.{name}"), reply)));
+    all.push(Sample::new(
+        "Request.Node",
+        Request::Node(NodeRequest::Health),
+    ));
+}
+
 /// Every message.
 pub fn all() -> Vec<Sample> {
     let mut all = Vec::new();
@@ -515,10 +539,11 @@ pub fn all() -> Vec<Sample> {
             .into_iter()
             .map(|(name, order)| Sample::new(&format!("ToBrick.{name}"), order)),
     );
-    let asked = admin_requests().into_iter();
+    let asked = admin_requests().into_iter().chain(cluster_requests());
     all.extend(asked.map(|(name, asked)| Sample::new(&format!("AdminRequest.{name}"), asked)));
-    let replies = admin_replies().into_iter();
+    let replies = admin_replies().into_iter().chain(cluster_replies());
     all.extend(replies.map(|(name, reply)| Sample::new(&format!("AdminReply.{name}"), reply)));
+    between_nodes(&mut all);
 
     let stage = Stage {
         stage: STAGE,

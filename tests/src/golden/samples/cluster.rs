@@ -20,7 +20,7 @@ use super::{ID, OTHER, SESSION, SET, STAGE, envelope, pos, view};
 
 const OBJECT: Object = Object { id: ID, shard: 4 };
 
-const SPACE: Space = Space {
+pub(super) const SPACE: Space = Space {
     total: 1 << 40,
     free: 1 << 39,
     free_now: 1 << 38,
@@ -28,7 +28,7 @@ const SPACE: Space = Space {
     inodes: 1_000,
 };
 
-fn volume() -> VolumeInfo {
+pub(super) fn volume() -> VolumeInfo {
     let brick = |id: u128| BrickInfo {
         id: BrickId(id),
         node: NodeId(5),
@@ -323,6 +323,20 @@ pub(super) fn admin_requests() -> Vec<(&'static str, AdminRequest)> {
     ]
 }
 
+pub(super) fn stats() -> Vec<OpStats> {
+    vec![OpStats {
+        name: "read".to_owned(),
+        count: 1_000,
+        failed: 1,
+        mean_ns: 120_000,
+        p50_ns: 100_000,
+        p90_ns: 200_000,
+        p99_ns: 300_000,
+        p999_ns: 400_000,
+        max_ns: 5_000_000_000,
+    }]
+}
+
 pub(super) fn admin_replies() -> Vec<(&'static str, AdminReply)> {
     let layout = AdminReply::Layout {
         volume: volume(),
@@ -369,20 +383,7 @@ pub(super) fn admin_replies() -> Vec<(&'static str, AdminReply)> {
                 message: "no".to_owned(),
             },
         ),
-        (
-            "Stats",
-            AdminReply::Stats(vec![OpStats {
-                name: "read".to_owned(),
-                count: 1_000,
-                failed: 1,
-                mean_ns: 120_000,
-                p50_ns: 100_000,
-                p90_ns: 200_000,
-                p99_ns: 300_000,
-                p999_ns: 400_000,
-                max_ns: 5_000_000_000,
-            }]),
-        ),
+        ("Stats", AdminReply::Stats(stats())),
     ]
 }
 
