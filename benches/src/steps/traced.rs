@@ -12,6 +12,7 @@ use mortar_protocol::error::Fault;
 use mortar_protocol::fop::Fop;
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{InodeId, NodeId, Opening, Pos, Seq, SessionId, SetIndex, StageId};
+use mortar_protocol::node::BrickTask;
 use mortar_protocol::report::MemberRuns;
 use mortar_protocol::transport::{Lost, Transport};
 use mortar_protocol::view::{BrickInfo, View, VolumeInfo};
@@ -19,7 +20,6 @@ use mortar_server::brick::{
     AppendError, Asked, Executed, Extra, FlushDone, HeldStage, ReadAnswer, ReadDone, Rules,
     StageDone, StateAt, Storage,
 };
-use mortar_server::control::admin::FormatBrick;
 use mortar_server::node::bricks::{OpenFailure, Stores};
 use mortar_server::setlog::{LogGone, LogReader};
 
@@ -59,7 +59,11 @@ impl<T: Transport> Transport for Traced<T> {
 }
 
 impl Stores for Traced<Arc<dyn Stores>> {
-    fn format(&self, brick: &FormatBrick) -> Result<(), String> {
+    fn check(&self, brick: &BrickTask) -> Result<(), String> {
+        self.inner.check(brick)
+    }
+
+    fn format(&self, brick: &BrickTask) -> Result<(), String> {
         self.inner.format(brick)
     }
 

@@ -166,6 +166,7 @@ fn config() -> Config {
 fn start_daemon(data_dir: PathBuf, trace: &Arc<Trace>) -> Result<(Daemon, SocketAddr), String> {
     let free = SocketAddr::from(([127, 0, 0, 1], 0));
     let options = Options {
+        secret_file: data_dir.join("secret"),
         data_dir,
         listen: free,
         api: free,

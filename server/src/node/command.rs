@@ -1,6 +1,7 @@
 //! The command line of `mortard`, and its process from there on.
 
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use mortar_protocol::join::SECRET_FILE;
 use tracing::level_filters::LevelFilter;
 
 use super::bricks::Backend;
-use super::daemon::{self, Options};
+use super::daemon::{self, Ended, Options};
 use super::data_dir::DataDir;
 use super::stores::FileStores;
 use crate::brick::Namespace;
@@ -51,7 +52,7 @@ pub struct Arguments {
 /// Logs to standard error; libraries only from warnings on.
 fn start_log(level: LevelFilter) {
     let mut filter = tracing_subscriber::EnvFilter::default().add_directive(level.into());
-    for library in ["quinn", "quinn_proto", "quinn_udp", "rustls"] {
+    for library in ["quinn", "quinn_proto", "quinn_udp", "rustls", "openraft"] {
         if let Ok(directive) = format!("{library}=warn").parse() {
             filter = filter.add_directive(directive);
         }
@@ -106,5 +107,20 @@ fn try_run(arguments: Arguments) -> Result<(), String> {
         stores: FileStores::new(data.cluster, data.node),
         rules: Arc::new(Namespace::new()),
     };
-    daemon::run(&options, backend).map_err(|error| error.to_string())
+    match daemon::run(&options, backend).map_err(|error| error.to_string())? {
+        Ended::Stopped => Ok(()),
+        Ended::Moved => Err(start_over()),
+    }
+}
+
+/// Starts this program anew in the same process: its node belongs to another cluster, and nothing of the old one must
+/// go on. Returns only if that is not possible.
+fn start_over() -> String {
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_else(|| "mortard".into());
+    let error = std::process::Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(words)
+        .exec();
+    format!("cannot start over: {error}; start mortard again")
 }

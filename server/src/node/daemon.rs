@@ -94,7 +94,10 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
 ///
 /// # Errors
 /// See [`DaemonError`].
-pub fn run(options: &Options, backend: impl Fn(&DataDir) -> Backend) -> Result<(), DaemonError> {
+pub fn run(
+    options: &Options,
+    backend: impl FnOnce(&DataDir) -> Backend,
+) -> Result<Ended, DaemonError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -120,41 +123,29 @@ pub fn run(options: &Options, backend: impl Fn(&DataDir) -> Backend) -> Result<(
 /// See [`DaemonError`].
 pub async fn serve(
     options: &Options,
-    backend: impl Fn(&DataDir) -> Backend,
+    backend: impl FnOnce(&DataDir) -> Backend,
     stop: impl Future<Output = ()>,
-    ready: impl Fn(SocketAddr),
-) -> Result<(), DaemonError> {
-    let mut stop = std::pin::pin!(stop);
-    loop {
-        let data = Arc::new(DataDir::open(&options.data_dir)?);
-        let running = Running::start(options, Arc::clone(&data), &backend).await?;
-        ready(running.server.local_addr());
-        let ended = running.until(stop.as_mut()).await?;
-        // Whoever still has it lets go of it within moments.
-        let mut patience = DATA_TRIES;
-        while Arc::strong_count(&data) > 1 && patience > 0 {
-            patience -= 1;
-            tokio::time::sleep(DATA_PAUSE).await;
-        }
-        if ended == Ended::Stopped {
-            return Ok(());
-        }
-    }
+    ready: impl FnOnce(SocketAddr),
+) -> Result<Ended, DaemonError> {
+    let data = Arc::new(DataDir::open(&options.data_dir)?);
+    let running = Running::start(options, Arc::clone(&data), backend).await?;
+    ready(running.server.local_addr());
+    let ended = running.until(stop).await?;
+    data.release();
+    Ok(ended)
 }
 
 /// Why a daemon has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Ended {
+pub enum Ended {
     /// It was told to stop.
     Stopped,
-    /// It belongs to another cluster now and starts over.
+    /// Its node belongs to another cluster from now on: it has to be started again.
     Moved,
 }
 
-/// A data directory that is about to be opened again is waited for this often ...
-const DATA_TRIES: u32 = 100;
-/// ... for this long each.
-const DATA_PAUSE: Duration = Duration::from_millis(20);
+/// A node that starts over gives its last answers this time to leave.
+const LAST_ANSWERS: Duration = Duration::from_millis(100);
 /// How often the node's certificate is looked at.
 const CERTIFICATE_LOOK: Duration = Duration::from_secs(3_600);
 
@@ -176,7 +167,7 @@ impl Running {
     async fn start(
         options: &Options,
         data: Arc<DataDir>,
-        backend: impl Fn(&DataDir) -> Backend,
+        backend: impl FnOnce(&DataDir) -> Backend,
     ) -> Result<Self, DaemonError> {
         let system = |what| move |error| DaemonError::System(what, error);
         let (reports, own_reports) = mpsc::unbounded_channel();
@@ -344,13 +335,13 @@ impl Running {
             ended = &mut self.leading => ended.ok().and_then(Result::err),
             _ = self.joined.changed() => {
                 // The answer to who asked is on its way.
-                tokio::time::sleep(DATA_PAUSE * 5).await;
+                tokio::time::sleep(LAST_ANSWERS).await;
                 why = Ended::Moved;
                 None
             }
             _ = self.left.changed() => {
                 self.data.note_leave()?;
-                tokio::time::sleep(DATA_PAUSE * 5).await;
+                tokio::time::sleep(LAST_ANSWERS).await;
                 why = Ended::Moved;
                 None
             }

@@ -22,6 +22,7 @@ use mortar_protocol::join::Adoption;
 use mortar_protocol::transport::tls::{
     Authority, Credentials, TlsError, make_private_dir, write_private,
 };
+use parking_lot::Mutex;
 use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -81,7 +82,7 @@ pub struct DataDir {
     pub joins: bool,
     /// Where other nodes were when it joined.
     pub first_known: Vec<(NodeId, Vec<SocketAddr>)>,
-    _lock: File,
+    lock: Mutex<Option<File>>,
 }
 
 impl DataDir {
@@ -138,7 +139,7 @@ impl DataDir {
             credentials,
             joins: first_known.is_some(),
             first_known: first_known.unwrap_or_default(),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 }
@@ -173,6 +174,11 @@ impl DataDir {
     /// If the file cannot be written.
     pub fn note_leave(&self) -> Result<(), DataDirError> {
         write_record(&self.path.join(CHANGE), &Change::Leave)
+    }
+
+    /// Gives the lock back: nothing of this daemon uses the directory any more, whoever still holds this.
+    pub fn release(&self) {
+        *self.lock.lock() = None;
     }
 
     /// Where the certificates are.

@@ -34,7 +34,12 @@ impl Admin {
         let state = self.control.state();
         let sets = volume.info.sets.iter().flatten();
         let nodes: BTreeSet<NodeId> = sets.map(|brick| brick.node).collect();
-        let told = health(&self.nodes, &nodes.into_iter().collect::<Vec<_>>()).await;
+        let told = health(
+            &self.env,
+            &self.nodes,
+            &nodes.into_iter().collect::<Vec<_>>(),
+        )
+        .await;
         let mut bricks = Vec::new();
         for (set, views) in volume.info.sets.iter().zip(&volume.sets) {
             for brick in set {
@@ -83,7 +88,7 @@ impl Admin {
 
     async fn told(&self, state: &State) -> Told {
         let nodes: Vec<NodeId> = state.nodes.keys().copied().collect();
-        health(&self.nodes, &nodes).await
+        health(&self.env, &self.nodes, &nodes).await
     }
 
     pub(super) async fn peers(&self) -> Vec<PeerInfo> {
@@ -112,7 +117,12 @@ impl Admin {
     pub(super) async fn silent_voters(&self) -> Vec<String> {
         let state = self.control.state();
         let voters = self.standing().voters;
-        let told = health(&self.nodes, &voters.into_iter().collect::<Vec<_>>()).await;
+        let told = health(
+            &self.env,
+            &self.nodes,
+            &voters.into_iter().collect::<Vec<_>>(),
+        )
+        .await;
         let silent = told.into_iter().filter(|(_, health)| health.is_none());
         silent
             .map(|(node, _)| match state.nodes.get(&node) {
@@ -141,13 +151,7 @@ impl Admin {
             .into_iter()
             .map(|peer| NodeStatus {
                 role: role(&standing, peer.id),
-                told: told_by(&told, peer.id).map(|health| {
-                    let mut told = health.told.clone();
-                    // It told its clock when it was asked, a moment ago.
-                    let wall = self.env.wall();
-                    told.clock_ms -= wall.secs * 1_000 + i64::from(wall.nanos / 1_000_000);
-                    told
-                }),
+                told: told_by(&told, peer.id).map(|health| health.told.clone()),
                 peer,
             })
             .collect();

@@ -118,7 +118,7 @@ impl Operations {
 
     /// How nodes are doing, asked side by side; nothing from those that do not answer.
     async fn health(&self, nodes: &[NodeId]) -> Vec<(NodeId, Option<NodeHealth>)> {
-        health(&self.nodes, nodes).await
+        health(&self.env, &self.nodes, nodes).await
     }
 
     /// Waits until the bricks have been dealt with by those of these nodes that answer, for at most `limit`.
@@ -150,17 +150,28 @@ impl Operations {
     }
 }
 
-/// How nodes are doing, asked side by side; nothing from those that do not answer.
+/// How nodes are doing, asked side by side; nothing from those that do not answer. Their clocks are told as what they are
+/// ahead of this node's.
 pub(super) async fn health(
+    env: &Arc<dyn Env>,
     nodes: &Arc<dyn Nodes>,
     asked: &[NodeId],
 ) -> Vec<(NodeId, Option<NodeHealth>)> {
     let answers = asked.iter().map(|node| async move {
+        let asked_at = wall_ms(env);
         let told = match nodes.ask(*node, NodeRequest::Health, LOOK).await {
-            Ok(NodeReply::Health(health)) => Some(*health),
+            Ok(NodeReply::Health(mut health)) => {
+                health.told.clock_ms -= i64::midpoint(asked_at, wall_ms(env));
+                Some(*health)
+            }
             _ => None,
         };
         (*node, told)
     });
     join_all(answers).await
+}
+
+fn wall_ms(env: &Arc<dyn Env>) -> i64 {
+    let wall = env.wall();
+    wall.secs * 1_000 + i64::from(wall.nanos / 1_000_000)
 }

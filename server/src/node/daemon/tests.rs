@@ -61,7 +61,7 @@ impl Stores for NoStores {
 
 struct Running {
     stop: oneshot::Sender<()>,
-    thread: std::thread::JoinHandle<Result<(), DaemonError>>,
+    thread: std::thread::JoinHandle<Result<Ended, DaemonError>>,
     addr: SocketAddr,
 }
 

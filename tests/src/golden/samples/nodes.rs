@@ -8,8 +8,9 @@ use mortar_protocol::ids::{BrickId, ClusterId, NodeId, RunId, SetIndex};
 use mortar_protocol::node::{BrickHealth, BrickTask, NodeHealth, NodeReply, NodeRequest, RaftKind};
 use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
 use mortar_protocol::view::{BrickInfo, SetKind};
+use mortar_protocol::watch::Sum;
 
-use super::cluster::{SPACE, addr, addr6, stats, volume};
+use super::cluster::{SPACE, addr, addr6, volume};
 use super::{SET, view};
 
 fn peer() -> PeerInfo {
@@ -196,6 +197,6 @@ pub(super) fn node_replies() -> Vec<(&'static str, NodeReply)> {
         ("Admin", NodeReply::Admin(Box::new(AdminReply::Done))),
         ("Failed", NodeReply::Failed("no".to_owned())),
         ("Health", NodeReply::Health(Box::new(health))),
-        ("Stats", NodeReply::Stats(stats())),
+        ("Stats", NodeReply::Stats(vec![Sum::default(); 2])),
     ]
 }
