@@ -28,7 +28,7 @@ pub fn find(addrs: &[SocketAddr]) -> Result<Credentials, EnrolError> {
 /// # Errors
 /// As [`find`].
 pub fn enrol(addrs: &[SocketAddr]) -> Result<Enrolment, EnrolError> {
-    let works = addrs.to_vec().into_iter();
+    let works = addrs.iter().copied();
     first_of(works.map(|addr| move || enrol::find(&[addr]))).map_err(|errors| worst(addrs, errors))
 }
 
