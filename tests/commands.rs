@@ -236,6 +236,16 @@ fn the_first_of_several_servers_that_answers_is_used() {
         assert_eq!(text(&out.stdout), "vol\n", "{}", text(&out.stderr));
         assert!(took.as_millis() < 2_000, "took {took:?}");
     }
+    // Its socket for certificates takes the question, too.
+    let mut stopped = Daemon::start();
+    stopped.wait_ready();
+    tool::signal(stopped.pid(), libc::SIGSTOP);
+    let server = format!("--server={},{}", stopped.server(), daemon.server());
+    let (out, took) = tool::timed(|| ran(&mut mortar("mortar", &[&server, "volume", "list"])));
+    tool::signal(stopped.pid(), libc::SIGCONT);
+    stopped.kill();
+    assert_eq!(text(&out.stdout), "vol\n", "{}", text(&out.stderr));
+    assert!(took.as_millis() < 2_000, "took {took:?}");
     let other = UdpSocket::bind("127.0.0.1:0").expect("socket");
     let other = other.local_addr().expect("address").to_string();
     let none = format!("--server={silent},{other}");

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mortar_protocol::attr::{Cred, SetAttr};
-use mortar_protocol::enrol;
 use mortar_protocol::env::Env;
 use mortar_protocol::ids::InodeId;
 use mortar_protocol::options;
@@ -13,6 +12,7 @@ use mortar_protocol::transport::quic::QuicTransport;
 use mortar_protocol::view::VolumeInfo;
 use tokio::runtime::Handle;
 
+use crate::credentials;
 use crate::vfs::{Options, Vfs};
 use crate::volume::Volume;
 
@@ -32,7 +32,7 @@ pub(super) async fn connect(
 ) -> Result<Volume, String> {
     let looked_up = tokio::task::spawn_blocking(move || {
         let addrs = resolve(&servers)?;
-        let enrolment = enrol::find(&addrs).map_err(|error| error.to_string())?;
+        let enrolment = credentials::enrol(&addrs).map_err(|error| error.to_string())?;
         Ok::<_, String>((addrs, enrolment))
     });
     let (addrs, enrolment) = looked_up.await.map_err(|error| error.to_string())??;
