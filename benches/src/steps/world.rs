@@ -197,7 +197,7 @@ fn start_daemon(data_dir: PathBuf, trace: &Arc<Trace>) -> Result<(Daemon, Socket
                 let _ = ready.send(Ok(addr));
             };
             let served = runtime.block_on(serve(&options, backend, stop, told));
-            served.map_err(|err| err.to_string())
+            served.map(|_| ()).map_err(|err| err.to_string())
         })();
         if let Err(why) = &result {
             // Nobody waits any more once it has served.
