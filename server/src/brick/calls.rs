@@ -86,6 +86,11 @@ impl Brick {
         if self.is_answered(&queued.call) {
             return Admission::Run;
         }
+        if is_new_change(&queued.call.fop)
+            && self.shape.as_ref().is_some_and(|shape| shape.read_only)
+        {
+            return Admission::Refuse(Errno::EROFS);
+        }
         if !is_housekeeping(&queued.call.fop) && !self.members_enough() {
             // `cluster.open-wait`: so long do changes wait for members before they get EROFS.
             let wait = self.shape.as_ref().map_or(0, |shape| shape.open_wait_ms);
@@ -583,6 +588,14 @@ impl Waiting {
 }
 
 /// What is done also while members are too few: it puts no data at risk, and refused it would leave something behind.
+/// A change that a person asks for; not what brings an earlier one to its end.
+fn is_new_change(fop: &Fop) -> bool {
+    matches!(
+        fop,
+        Fop::Change(_) | Fop::Commit { .. } | Fop::Prepare { .. }
+    )
+}
+
 fn is_housekeeping(fop: &Fop) -> bool {
     match fop {
         Fop::SessionBegin | Fop::SessionEnd => true,

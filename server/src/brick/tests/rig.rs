@@ -307,6 +307,8 @@ impl Rig {
                 durable: false,
                 session_timeout_ms: 20_000,
                 open_wait_ms: 10_000,
+                read_only: false,
+                reserve_percent: 0,
             };
             self.order(at, ToBrick::Shape(shape));
             let order = ToBrick::Sessions {
