@@ -249,7 +249,7 @@ impl Transport for Scripted {
                     Ok(frame)
                 })
             }
-            Request::Peer(_) => hang(),
+            Request::Peer(_) | Request::Node(_) => hang(),
         }
     }
 }
