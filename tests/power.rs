@@ -220,8 +220,5 @@ fn what_survives_a_power_cut_on_a_device() {
 /// Two copies: one on a block device, one in a directory of a file system.
 #[test]
 fn what_survives_a_power_cut_in_two_copies() {
-    power_fails(
-        "replica 2 127.0.0.1:/dev/vdb 127.0.0.1:/data/brick --brick-size 256M",
-        &[256],
-    );
+    power_fails("replica 2 127.0.0.1:/dev/vdb 127.0.0.1:/data/brick", &[256]);
 }

@@ -20,7 +20,7 @@ use disk::Disk;
 /// What the machine does once it has booted.
 const INIT: &str = r#"#!/bin/busybox sh
 export PATH=/bin
-busybox mkdir -p /proc /sys /dev /tmp /run /data /mnt /etc
+busybox mkdir -p /proc /sys /dev /tmp /run /data /mnt /etc /var/log
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs devtmpfs /dev
 for module in /modules/*.ko; do insmod $module; done
@@ -31,8 +31,8 @@ die() { say failed "$*"; sleep 1000; }
 mount -t ext4 /dev/vda /data || die mount of the data directory
 mortard --data-dir /data/mortard --listen 127.0.0.1:24007 --api 127.0.0.1:24008 &
 tries=0
-until mortar volume list 2>&1 | grep -q -e vol -e 'No volumes'; do
-    tries=$((tries + 1)); [ $tries -lt 100 ] || die mortard; sleep 0.2
+until mortar volume list > /tmp/list 2>&1 || grep -q 'No volumes' /tmp/list; do
+    tries=$((tries + 1)); [ $tries -lt 200 ] || { cat /tmp/list; die mortard; }; sleep 0.2
 done
 if [ "$(word boot)" = 1 ]; then
     mortar volume create vol $(word volume | tr , ' ') force || die create
