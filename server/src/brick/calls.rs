@@ -10,6 +10,7 @@ use mortar_protocol::report::BrickEvent;
 use mortar_protocol::view::SetKind;
 use std::time::Duration;
 
+use super::complaints::Complaint;
 use super::rules::{Asked, StateAt};
 use super::sessions::Ran;
 use super::state::{Brick, Life, Queued, Waiting};
@@ -373,7 +374,9 @@ impl Brick {
                 }
             }
             Err(fault) => {
-                tracing::warn!(brick = %self.id, session = %id, ?fault, "session cannot be ended");
+                let about = (self.id, id);
+                self.complaints
+                    .met(Complaint::SessionEnd, about, &fault, self.now);
             }
         }
     }
@@ -393,7 +396,11 @@ impl Brick {
             Ok(follows) if follows.effects.is_empty() => {}
             Ok(follows) => self.make(EntryKind::Internal, follows.effects, follows.body),
             // The session says it again.
-            Err(fault) => tracing::warn!(brick = %self.id, ?fault, "orphans cannot be released"),
+            Err(fault) => {
+                let about = (self.id, call.session);
+                self.complaints
+                    .met(Complaint::Orphans, about, &fault, self.now);
+            }
         }
     }
 

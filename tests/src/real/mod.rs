@@ -6,6 +6,7 @@
 pub mod daemon;
 pub mod manifest;
 pub mod mount;
+pub mod power;
 pub mod tool;
 
 pub use daemon::{Daemon, Kind};
