@@ -273,7 +273,7 @@ impl Plain<'_> {
         if numbered && !repeat {
             self.number += 1;
         }
-        let call = Call {
+        let mut call = Call {
             brick: self.brick,
             epoch: Epoch(1),
             session: self.session,
@@ -292,8 +292,14 @@ impl Plain<'_> {
             let answered = self.transport.call(NODE, &[self.addr], frame).await;
             if let Ok(frame) = answered {
                 let answer: Answer = frame.message().unwrap();
-                if !matches!(answer.result, Err(Fault::NotServing)) {
-                    return (answer, frame.body);
+                match answer.result {
+                    Err(Fault::NotServing) => {}
+                    // A set that opens again may choose another one.
+                    Err(Fault::NotPrimary(_)) => {
+                        self.brick = primary(self.transport, self.addr).await;
+                        call.brick = self.brick;
+                    }
+                    _ => return (answer, frame.body),
                 }
             }
             assert!(
