@@ -37,6 +37,9 @@ pub struct Arguments {
     /// What is logged: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     log_level: LevelFilter,
+    /// How messages are written: as lines for people, or one JSON object per line
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
     /// Append messages to this file instead of standard error; SIGHUP opens it again
     #[arg(long, value_name = "FILE")]
     log_file: Option<PathBuf>,
@@ -49,19 +52,32 @@ pub struct Arguments {
     threads: u16,
 }
 
+/// How messages are written.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum, Debug)]
+enum LogFormat {
+    /// Lines for people. Under systemd's journal without a time, which the journal adds.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
 /// Logs to standard error; libraries only from warnings on.
-fn start_log(level: LevelFilter) {
+fn start_log(level: LevelFilter, format: LogFormat) {
     let mut filter = tracing_subscriber::EnvFilter::default().add_directive(level.into());
     for library in ["quinn", "quinn_proto", "quinn_udp", "rustls", "openraft"] {
         if let Ok(directive) = format!("{library}=warn").parse() {
             filter = filter.add_directive(directive);
         }
     }
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .init();
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => log.without_time().init(),
+        LogFormat::Text => log.init(),
+    }
 }
 
 /// Sends messages to a file; gives its absolute path.
@@ -85,7 +101,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 fn try_run(arguments: Arguments) -> Result<(), String> {
     let log_file = arguments.log_file.as_deref().map(log_to).transpose()?;
-    start_log(arguments.log_level);
+    start_log(arguments.log_level, arguments.log_format);
     // Where damaged data can make a library panic, the panic is caught and becomes an error of that brick.
     mortar_protocol::ending::end_on_panic(crate::guard::is_caught);
     let secret_file = arguments.secret_file.unwrap_or_else(|| {
