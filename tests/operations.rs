@@ -541,3 +541,74 @@ fn a_panic_ends_a_mount_with_its_backtrace_in_the_log() {
         .filter(|line| line.split(' ').nth(1) == Some(dir));
     assert_eq!(ours.count(), 1, "the dead mount is gone from below");
 }
+
+/// Tries until it is so; options reach clients and bricks within a second.
+fn comes_true(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(2),
+            "{what} takes too long"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_read_only_volume_refuses_changes_and_serves_reads() {
+    let daemon = Daemon::with_volume(Kind::Replica(3), "256M");
+    let mount = Mount::new(&daemon, "vol");
+    fs::write(mount.join("file"), b"text").expect("write");
+    let set = |value| daemon.mortar_ok(&["volume", "set", "vol", "features.read-only", value]);
+    let refused = || {
+        let made = fs::create_dir(mount.join("dir"));
+        made.is_err_and(|error| {
+            error.raw_os_error() == Some(rustix::io::Errno::ROFS.raw_os_error())
+        })
+    };
+    set("on");
+    comes_true("EROFS", || {
+        let refused = refused();
+        // One that still came through must not stand in the way of the next.
+        let _ = fs::remove_dir(mount.join("dir"));
+        refused
+    });
+    assert_eq!(fs::read(mount.join("file")).expect("read"), b"text");
+    assert!(fs::remove_file(mount.join("file")).is_err());
+    set("off");
+    comes_true("a change", || fs::create_dir(mount.join("dir2")).is_ok());
+    fs::remove_file(mount.join("file")).expect("rm");
+}
+
+#[test]
+fn a_reserve_is_kept_free_of_new_data() {
+    let daemon = Daemon::with_volume(Kind::Plain, "256M");
+    let mount = Mount::new(&daemon, "vol");
+    let avail = || {
+        let space = rustix::fs::statvfs(mount.path()).expect("statfs");
+        space.f_bavail * space.f_frsize
+    };
+    let before = avail();
+    daemon.mortar_ok(&["volume", "set", "vol", "storage.reserve", "50"]);
+    comes_true("the reserve", || avail() < before * 6 / 10);
+    let kept = avail();
+    let block = vec![1; 1 << 20];
+    let mut file = File::create(mount.join("file")).expect("create");
+    let mut written = 0;
+    let full = loop {
+        use std::io::Write;
+        match file.write_all(&block).and_then(|()| file.sync_data()) {
+            Ok(()) => written += 1u64 << 20,
+            Err(error) => break error,
+        }
+        assert!(written <= kept + (8 << 20), "{written} bytes in {kept}");
+    };
+    assert_eq!(
+        full.raw_os_error(),
+        Some(rustix::io::Errno::NOSPC.raw_os_error()),
+        "{full}"
+    );
+    assert!(written + (8 << 20) > kept, "{written} bytes in {kept}");
+    daemon.mortar_ok(&["volume", "reset", "vol", "storage.reserve"]);
+    comes_true("the space", || avail() > before / 3);
+}

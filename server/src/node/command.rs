@@ -75,7 +75,9 @@ fn start_log(level: LevelFilter, format: LogFormat) {
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Json => log.json().init(),
-        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => log.without_time().init(),
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
+            log.without_time().init()
+        }
         LogFormat::Text => log.init(),
     }
 }
