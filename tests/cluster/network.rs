@@ -11,7 +11,7 @@ use crate::{SOON, on_both};
 on_both!(a_mount_passes_over_silent_servers);
 fn a_mount_passes_over_silent_servers(net: Net) {
     let cluster = Cluster::new(net, 3);
-    cluster.volume(1, "vol", &["replica", "3"], 1, "64M");
+    cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
     cluster.wait_whole(1, SOON);
     // At one somebody takes the packets and says nothing; at the other there is nobody.
     let silent = [11, 12].map(|n| cluster.places().silence(n));

@@ -139,7 +139,10 @@ fn an_upgrade_node_by_node_shows_no_error(net: Net) {
         // The new executable takes the place of the old one while that runs, as packages do it.
         let bin = cluster.dir(n).join("bin");
         fs::create_dir(&bin).expect("directory");
-        fs::copy(bin_dir().join("mortard"), bin.join("new")).expect("copy");
+        // By another process: one that this one starts meanwhile would hold a file written here open, and a program that is
+        // open for writing cannot be started.
+        let old = bin_dir().join("mortard");
+        tool::run_in(&bin, "cp", &[old.to_str().expect("text"), "new"]);
         fs::rename(bin.join("new"), bin.join("mortard")).expect("rename");
         let before = writers.rounds();
         cluster.set_bin(n, &bin);

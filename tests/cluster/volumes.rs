@@ -18,14 +18,14 @@ fn volumes_of_every_kind_span_nodes(net: Net) {
             "plain",
             &plain,
             "--brick-size",
-            "64M",
+            "256M",
             "force",
         ],
     );
     cluster.ok(3, &["volume", "start", "plain"]);
-    cluster.volume(1, "dist", &[], 1, "64M");
-    cluster.volume(2, "rep", &["replica", "3"], 1, "64M");
-    cluster.volume(3, "drep", &["replica", "3"], 2, "64M");
+    cluster.volume(1, "dist", &[], 1, "256M");
+    cluster.volume(2, "rep", &["replica", "3"], 1, "256M");
+    cluster.volume(3, "drep", &["replica", "3"], 2, "256M");
     for (volume, bricks, kind) in [
         ("plain", 1, "Distribute"),
         ("dist", 3, "Distribute"),
@@ -112,7 +112,7 @@ fn what_cannot_be_created_leaves_nothing(net: Net) {
         let mut args = vec!["volume", "create", "vol"];
         args.extend(["replica", "3"]);
         args.extend(bricks.iter().map(String::as_str));
-        args.extend(["--brick-size", "64M"]);
+        args.extend(["--brick-size", "256M"]);
         args.extend(last);
         cluster.refused(n, &args, 1)
     };
@@ -146,12 +146,12 @@ fn what_cannot_be_created_leaves_nothing(net: Net) {
     // With `force` two copies may share a node, and the places are as free as before.
     let mut args = vec!["volume", "create", "vol", "replica", "3"];
     args.extend(twice.iter().map(String::as_str));
-    args.extend(["--brick-size", "64M", "force"]);
+    args.extend(["--brick-size", "256M", "force"]);
     cluster.ok(3, &args);
     // A brick of a volume is not used again.
     let mut args = vec!["volume", "create", "other"];
     let used = brick(2, "b");
-    args.extend([used.as_str(), "--brick-size", "64M", "force"]);
+    args.extend([used.as_str(), "--brick-size", "256M", "force"]);
     let line = cluster.refused(1, &args, 1);
     assert!(line.contains(&used) || line.contains("already"), "{line}");
     cluster.ok(1, &["volume", "delete", "vol"]);
@@ -161,7 +161,7 @@ fn what_cannot_be_created_leaves_nothing(net: Net) {
 on_both!(an_option_reaches_a_mount_within_a_second);
 fn an_option_reaches_a_mount_within_a_second(net: Net) {
     let cluster = Cluster::new(net, 3);
-    cluster.volume(1, "vol", &["replica", "3"], 1, "128M");
+    cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
     let mount = cluster.mount(&cluster.servers(), "vol");
     let fresh = "attribute-timeout=0,entry-timeout=0";
     let other = cluster.mount_with(&cluster.servers(), "vol", fresh);

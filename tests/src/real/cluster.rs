@@ -129,6 +129,15 @@ impl Cluster {
         self.node(n).listen.ip().to_string()
     }
 
+    /// What a node is called in the cluster: the first is known by the name of its machine, others as they were probed.
+    pub fn name(&self, n: u8) -> String {
+        if n == 1 {
+            let name = rustix::system::uname();
+            return name.nodename().to_string_lossy().into_owned();
+        }
+        self.host(n)
+    }
+
     /// Directory of a node: `data`, `secret`, `mortard.log` and its bricks.
     pub fn dir(&self, n: u8) -> &Path {
         &self.node(n).dir
@@ -296,7 +305,8 @@ impl Cluster {
         }
     }
 
-    /// Waits until all running nodes see all nodes as members that answer, and one of them leads.
+    /// Waits until all running nodes see all nodes as members, all running ones as answering, one that leads, and as many
+    /// voters as there have to be.
     pub fn wait_joined(&self) {
         let running: Vec<u8> = (1..=self.count()).filter(|n| self.runs(*n)).collect();
         for n in &running {
@@ -307,12 +317,14 @@ impl Cluster {
                     nodes.iter().filter(|node| node[key] == *wanted).count()
                 };
                 let all = nodes.len();
+                let voting = count("role", &"leader".into()) + count("role", &"voter".into());
                 (all == self.nodes.len()
                     && count("state", &"joined".into()) == all
                     && count("answers", &true.into()) == running.len()
                     && count("role", &"leader".into()) == 1
-                    && count("role", &"outside".into()) == 0)
-                    .then_some(())
+                    && count("role", &"outside".into()) == 0
+                    && voting >= all.min(3))
+                .then_some(())
             });
         }
     }
@@ -323,8 +335,8 @@ impl Cluster {
             let status = self.status(n);
             let nodes = status["nodes"].as_array()?;
             let leader = nodes.iter().find(|node| node["role"] == "leader")?;
-            let host = leader["host"].as_str()?;
-            (1..=self.count()).find(|n| self.host(*n) == host)
+            let addrs = leader["addresses"].as_array()?;
+            (1..=self.count()).find(|n| addrs.contains(&self.server(*n).into()))
         })
     }
 
