@@ -102,7 +102,8 @@ pub const OPTIONS: &[OptionInfo] = &[
     refused("encryption", "encryption at rest is not built yet; traffic is always encrypted"),
     refused("features.encryption", "encryption at rest is not built yet; traffic is always encrypted"),
     refused("features.quota", "quotas are not built yet, and a quota that is not enforced protects nobody"),
-    refused("features.read-only", "read-only volumes are not built yet; mount with -o ro"),
+    live("features.read-only", "off", Check::Switch,
+        "on: the servers refuse every change with EROFS, whoever makes it; locks and reads go on"),
     live("features.shard-block-size", "64MB", Check::Size(4 * MIB, 4096 * MIB),
         "size of a file's shards; only while the volume has never been started"),
     refused("features.worm", "write-once volumes are not built yet"),
@@ -132,6 +133,8 @@ pub const OPTIONS: &[OptionInfo] = &[
         "group of the volume's root, given to it when root mounts the volume and when this changes; -1: as it is"),
     live("storage.owner-uid", "-1", Check::Id,
         "owner of the volume's root, given to it when root mounts the volume and when this changes; -1: as it is"),
+    live("storage.reserve", "0", Check::Percent,
+        "percent of each brick that new data leaves free; what a brick keeps for itself stays in any case"),
     inert("transport.address-family", "inet", Check::Word(&["inet", "inet6"])),
 ];
 

@@ -120,6 +120,10 @@ pub struct SetShape {
     pub session_timeout_ms: u32,
     /// `cluster.open-wait`, in milliseconds.
     pub open_wait_ms: u32,
+    /// `features.read-only`: changes get EROFS.
+    pub read_only: bool,
+    /// `storage.reserve`, in percent of a brick.
+    pub reserve_percent: u8,
 }
 
 /// An order of the control plane to a brick.

@@ -86,6 +86,7 @@ impl Namespace {
             own: asked.shape.index,
             shard_size: asked.shape.shard_size,
             opening: asked.opening,
+            reserve_percent: asked.shape.reserve_percent,
         };
         f(state, &cx)
     }

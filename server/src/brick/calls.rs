@@ -10,6 +10,7 @@ use mortar_protocol::report::BrickEvent;
 use mortar_protocol::view::SetKind;
 use std::time::Duration;
 
+use super::complaints::Complaint;
 use super::rules::{Asked, StateAt};
 use super::sessions::Ran;
 use super::state::{Brick, Life, Queued, Waiting};
@@ -85,6 +86,11 @@ impl Brick {
     fn admit(&mut self, queued: &Queued) -> Admission {
         if self.is_answered(&queued.call) {
             return Admission::Run;
+        }
+        if is_new_change(&queued.call.fop)
+            && self.shape.as_ref().is_some_and(|shape| shape.read_only)
+        {
+            return Admission::Refuse(Errno::EROFS);
         }
         if !is_housekeeping(&queued.call.fop) && !self.members_enough() {
             // `cluster.open-wait`: so long do changes wait for members before they get EROFS.
@@ -368,7 +374,9 @@ impl Brick {
                 }
             }
             Err(fault) => {
-                tracing::warn!(brick = %self.id, session = %id, ?fault, "session cannot be ended");
+                let about = (self.id, id);
+                self.complaints
+                    .met(Complaint::SessionEnd, about, &fault, self.now);
             }
         }
     }
@@ -388,7 +396,11 @@ impl Brick {
             Ok(follows) if follows.effects.is_empty() => {}
             Ok(follows) => self.make(EntryKind::Internal, follows.effects, follows.body),
             // The session says it again.
-            Err(fault) => tracing::warn!(brick = %self.id, ?fault, "orphans cannot be released"),
+            Err(fault) => {
+                let about = (self.id, call.session);
+                self.complaints
+                    .met(Complaint::Orphans, about, &fault, self.now);
+            }
         }
     }
 
@@ -583,6 +595,14 @@ impl Waiting {
 }
 
 /// What is done also while members are too few: it puts no data at risk, and refused it would leave something behind.
+/// A change that a person asks for; not what brings an earlier one to its end.
+fn is_new_change(fop: &Fop) -> bool {
+    matches!(
+        fop,
+        Fop::Change(_) | Fop::Commit { .. } | Fop::Prepare { .. }
+    )
+}
+
 fn is_housekeeping(fop: &Fop) -> bool {
     match fop {
         Fop::SessionBegin | Fop::SessionEnd => true,

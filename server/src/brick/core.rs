@@ -9,11 +9,12 @@ use mortar_protocol::attr::Time;
 use mortar_protocol::env::Mono;
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{Answer, Stage, StageAnswer};
-use mortar_protocol::ids::{BrickId, Mark, Seq};
+use mortar_protocol::ids::{BrickId, Mark, Seq, StageId};
 use mortar_protocol::limits::{BLOCK, STAGE_MAX};
 
 use super::api::{Completion, Completions, Message, Outbox, StageReply};
 use super::budget::{BudgetShare, PendingBudget};
+use super::dump::StageState;
 use super::rules::Rules;
 use super::state::{Brick, Queued};
 
@@ -25,8 +26,23 @@ const MAX_ROUNDS: usize = 64;
 /// A stage that is being written, for several bricks.
 struct Staging {
     results: Vec<Result<(), Fault>>,
-    missing: usize,
+    /// Bricks that have not written it, with the places of their results.
+    missing: Vec<(usize, BrickId)>,
+    stage: StageId,
+    bytes: usize,
+    since: Mono,
     reply: StageReply,
+}
+
+impl Staging {
+    fn state(&self, now: Mono) -> StageState {
+        StageState {
+            session: self.stage.session.0,
+            number: self.stage.number,
+            bytes: self.bytes,
+            age_ms: now.since(self.since).as_millis() as u64,
+        }
+    }
 }
 
 /// The bricks of one thread.
@@ -213,7 +229,13 @@ impl Core {
                 }
             }
             Message::Dump(reply) => {
-                let states = self.bricks.values().map(|brick| brick.state(self.now));
+                let states = self.bricks.iter().map(|(id, brick)| {
+                    let waits =
+                        |staging: &&Staging| staging.missing.iter().any(|(_, brick)| brick == id);
+                    let staging = self.staging.values().filter(waits);
+                    let staging = staging.map(|staging| staging.state(self.now)).collect();
+                    brick.state(self.now, staging)
+                });
                 reply(states.collect());
             }
         }
@@ -247,12 +269,14 @@ impl Core {
             }
             results.push(result);
         }
-        let missing = writes.len();
         self.staging.insert(
             number,
             Staging {
                 results,
-                missing,
+                missing: writes.clone(),
+                stage: id,
+                bytes: data.len(),
+                since: self.now,
                 reply,
             },
         );
@@ -292,7 +316,7 @@ impl Core {
             {
                 *slot = Err(fault);
             }
-            staging.missing = staging.missing.saturating_sub(1);
+            staging.missing.retain(|(place, _)| place != at);
             self.answer_stage(*number);
         }
         if let Some(brick) = self.brick(id, busy) {
@@ -304,7 +328,7 @@ impl Core {
         if self
             .staging
             .get(&number)
-            .is_some_and(|staging| staging.missing == 0)
+            .is_some_and(|staging| staging.missing.is_empty())
             && let Some(done) = self.staging.remove(&number)
         {
             (done.reply)(StageAnswer {

@@ -40,6 +40,19 @@ pub struct SessionState {
     pub results: usize,
 }
 
+/// Bulk data that a brick has not written: it waits for the device.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct StageState {
+    /// Its session.
+    pub session: u64,
+    /// Its number within the session.
+    pub number: u64,
+    /// Its length.
+    pub bytes: usize,
+    /// For how long the brick has had it.
+    pub age_ms: u64,
+}
+
 /// A brick.
 #[derive(Clone, PartialEq, Eq, Serialize, Debug)]
 pub struct BrickState {
@@ -85,6 +98,8 @@ pub struct BrickState {
     pub waiting_for_flush: usize,
     /// Reads that wait for the disk.
     pub waiting_for_disk: usize,
+    /// Bulk data that is being written.
+    pub staging: Vec<StageState>,
 }
 
 fn place(pos: Pos) -> String {
@@ -93,7 +108,7 @@ fn place(pos: Pos) -> String {
 
 impl Brick {
     /// What a state dump shows.
-    pub(super) fn state(&self, now: Mono) -> BrickState {
+    pub(super) fn state(&self, now: Mono, staging: Vec<StageState>) -> BrickState {
         let space = self.storage.space();
         let view = self.log.view();
         let mut members: Vec<_> = view.iter().flat_map(|view| &view.members).collect();
@@ -133,6 +148,7 @@ impl Brick {
             waiting_for_members: self.committing.values().map(Vec::len).sum(),
             waiting_for_flush: self.flushing.values().map(Vec::len).sum(),
             waiting_for_disk: self.reading.len(),
+            staging,
         }
     }
 

@@ -4,6 +4,7 @@ mod api;
 mod budget;
 mod by_namespace;
 mod calls;
+mod complaints;
 mod core;
 mod dump;
 mod entries;
@@ -21,7 +22,7 @@ pub use self::api::{BrickConfig, CallReply, Completions, DumpReply, Message, Out
 pub use self::budget::{DAEMON_PENDING, OWN_PENDING, PendingBudget};
 pub use self::by_namespace::Namespace;
 pub use self::core::Core;
-pub use self::dump::{BrickState, SessionState, Unanswered};
+pub use self::dump::{BrickState, SessionState, StageState, Unanswered};
 #[cfg(test)]
 pub(crate) use self::recover::lineage;
 pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};

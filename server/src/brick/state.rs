@@ -16,6 +16,7 @@ use mortar_protocol::view::SetKind;
 
 use super::api::{BrickConfig, CallReply, Completion, Completions};
 use super::budget::BudgetShare;
+use super::complaints::Complaints;
 use super::entries::attaches;
 use super::recover::{lineage, records, recover};
 use super::rules::Rules;
@@ -80,6 +81,7 @@ pub(super) struct Brick {
     pub(super) now: Mono,
     pub(super) wall: Time,
     pub(super) life: Life,
+    pub(super) complaints: Complaints,
 
     /// Changes to be run, in order.
     pub(super) queue: VecDeque<Queued>,
@@ -171,6 +173,7 @@ impl Brick {
             now,
             wall: Time::default(),
             life: Life::Serving,
+            complaints: Complaints::default(),
             queue: VecDeque::new(),
             held: BTreeMap::new(),
             unstaged: Vec::new(),
@@ -344,6 +347,7 @@ impl Brick {
     pub(super) fn tick(&mut self) {
         let now = self.now;
         self.log.tick(now, &mut self.acts);
+        self.complaints.tick(self.id, now);
         self.log.released(self.storage.log_start().seq);
         let silent = self
             .reported

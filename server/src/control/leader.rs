@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mortar_protocol::env::Mono;
 use mortar_protocol::ids::{BrickId, Epoch, NodeId, SessionId, SetId, SetIndex, VolumeId};
+use mortar_protocol::options;
 use mortar_protocol::report::{BrickEvent, FromBrick, SetShape, ToBrick};
 use mortar_protocol::view::{View, VolumeState};
 
@@ -299,6 +300,12 @@ fn shape(volume: &Volume, index: SetIndex) -> SetShape {
         durable: volume.option("storage.durability") == "sync",
         session_timeout_ms: millis(volume, "network.session-timeout"),
         open_wait_ms: millis(volume, "cluster.open-wait"),
+        read_only: options::switch(volume.option("features.read-only")) == Some(true),
+        reserve_percent: volume
+            .option("storage.reserve")
+            .trim_end_matches('%')
+            .parse()
+            .unwrap_or_default(),
     }
 }
 

@@ -233,19 +233,42 @@ impl Control {
 }
 
 impl Joint {
+    /// Another node of the cluster, a different one with each turn.
+    fn another(&self, turn: usize) -> Option<NodeId> {
+        let state = self.consensus.state();
+        let own = self.consensus.own();
+        let others: Vec<NodeId> = state
+            .nodes
+            .keys()
+            .copied()
+            .filter(|node| *node != own)
+            .collect();
+        others.get(turn % others.len().max(1)).copied()
+    }
+
     async fn propose(&self, command: Command) -> Result<Outcome, ControlError> {
         let until = self.env.now().after(LEADER_WAIT);
+        let own = self.consensus.own();
+        let mut told = None;
+        let mut turn = 0;
         loop {
             let leader = match self.consensus.propose(command.clone()).await {
                 Ok(outcome) => return Ok(outcome),
-                Err(NotProposed::NotLeader(leader)) => leader,
+                Err(NotProposed::NotLeader(leader)) => leader.filter(|leader| *leader != own),
                 Err(NotProposed::Failed(why)) => return Err(ControlError::Failed(why)),
             };
-            if let Some(leader) = leader.filter(|leader| *leader != self.consensus.own()) {
-                match self.forward.propose(leader, &command).await {
+            // A node whose address has changed hears of no leader until it has told the new one: it asks around.
+            turn += 1;
+            let asked = leader.or(told.take()).or_else(|| self.another(turn));
+            if let Some(asked) = asked {
+                match self.forward.propose(asked, &command).await {
                     Ok(Ok(outcome)) => return Ok(outcome),
                     Err(Lost::Unknown) => return Err(ControlError::Unknown),
-                    Ok(Err(_)) | Err(Lost::NotSent | Lost::Rejected) => {}
+                    Ok(Err(other)) => told = other.filter(|other| *other != own && *other != asked),
+                    Err(Lost::NotSent | Lost::Rejected) => {}
+                }
+                if told.is_some() {
+                    continue;
                 }
             }
             let left = until.since(self.env.now());

@@ -82,6 +82,16 @@ pub struct Context<'a> {
     pub shard_size: u64,
     /// Opening number of this set.
     pub opening: Opening,
+    /// `storage.reserve`, in percent.
+    pub reserve_percent: u8,
+}
+
+impl Context<'_> {
+    /// Bytes that new data leaves free.
+    fn kept_free(&self, space: &Space) -> u64 {
+        let reserve = space.total / 100 * u64::from(self.reserve_percent.min(100));
+        space.cushion().max(reserve)
+    }
 }
 
 /// What a numbered operation does.
@@ -204,7 +214,7 @@ pub fn answer(state: &dyn State, cx: &Context<'_>, fop: &Fop) -> Result<ReadAnsw
             let work = lookup::reading(state, cx);
             Reply::Blocks(change::blocks_beyond(&work, *id, *size)?)
         }
-        Fop::StatFs => statfs(state)?,
+        Fop::StatFs => statfs(state, cx)?,
         Fop::LockTest(request) => locks::test(state, cx, request)?,
         Fop::LockWait(request) => locks::wait(state, cx, request)?,
         Fop::TxnState { txn } => Reply::Txn(txn::status(state, *txn)?),
@@ -214,7 +224,7 @@ pub fn answer(state: &dyn State, cx: &Context<'_>, fop: &Fop) -> Result<ReadAnsw
     Ok(ReadAnswer::Reply(reply))
 }
 
-fn statfs(state: &dyn State) -> Result<Reply, Fault> {
+fn statfs(state: &dyn State, cx: &Context<'_>) -> Result<Reply, Fault> {
     let space = state.space();
     let counters = match state.get(records::COUNTERS_KEY)? {
         Some(value) => records::decode::<Counters>(&value)?,
@@ -223,7 +233,7 @@ fn statfs(state: &dyn State) -> Result<Reply, Fault> {
     Ok(Reply::StatFs {
         total: space.total,
         free: space.free,
-        avail: space.free.saturating_sub(space.cushion()),
+        avail: space.free.saturating_sub(cx.kept_free(&space)),
         inodes: counters.inodes,
     })
 }

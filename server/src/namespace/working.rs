@@ -611,7 +611,7 @@ impl<'a> Working<'a> {
         // A volume full of data still takes names.
         let kept = match self.new_blocks {
             0 => space.cushion() / 2,
-            _ => space.cushion(),
+            _ => self.cx.kept_free(&space),
         };
         match space.free < needed.saturating_add(kept) {
             true => Err(Errno::ENOSPC.into()),

@@ -6,12 +6,15 @@ use mortar_protocol::env::Mono;
 use parking_lot::Mutex;
 
 use super::{Extra, KEPT, Store, StoreError, recover};
-use crate::tree::Tree;
+use crate::tree::{Batch, Tree};
 use crate::wal::WalPosition;
 
 /// A checkpoint that runs.
 pub(super) struct Checkpoint {
-    pub(super) result: Arc<Mutex<Option<Result<(), String>>>>,
+    /// When it is done: whether the tree was compacted.
+    pub(super) result: Arc<Mutex<Option<Result<bool, String>>>>,
+    /// Whether the tree was to be.
+    pub(super) compacts: bool,
     pub(super) wal: WalPosition,
 }
 
@@ -93,12 +96,14 @@ impl Store {
         let result = Arc::new(Mutex::new(None));
         let tree = self.tree.clone();
         let shared = result.clone();
+        let compacts = self.takes_compaction();
         self.checkpoint = Some(Checkpoint {
             result,
+            compacts,
             wal: self.applied_wal,
         });
         self.device.start_work(Box::new(move || {
-            let outcome = save(&tree, &segments, kept);
+            let outcome = save(&tree, &segments, kept, compacts);
             *shared.lock() = Some(outcome);
         }));
     }
@@ -110,9 +115,9 @@ impl Store {
         let Some(outcome) = checkpoint.result.lock().take() else {
             return Ok(());
         };
-        let wal = checkpoint.wal;
+        let (wal, compacts) = (checkpoint.wal, checkpoint.compacts);
         self.checkpoint = None;
-        outcome.map_err(|err| self.fail(StoreError::Damaged(err)))?;
+        let compacted = outcome.map_err(|err| self.fail(StoreError::Damaged(err)))?;
         let mut alloc = self.alloc.lock();
         alloc.checkpoint_done();
         tracing::debug!(
@@ -123,6 +128,9 @@ impl Store {
             "checkpoint done"
         );
         drop(alloc);
+        if compacts {
+            self.compaction_done(compacted);
+        }
         self.checkpointed = wal;
         self.release_log();
         self.return_space();
@@ -162,9 +170,15 @@ impl Store {
 }
 
 /// Commits the tree durably with the allocator's changed bitmaps, and where the log begins that is kept beyond it.
-fn save(tree: &Tree, segments: &[(u32, Vec<u8>)], kept: Option<WalPosition>) -> Result<(), String> {
+/// Compacts it then, if asked to; tells whether it did.
+fn save(
+    tree: &Tree,
+    segments: &[(u32, Vec<u8>)],
+    kept: Option<WalPosition>,
+    compact: bool,
+) -> Result<bool, String> {
     let kept = kept.and_then(|kept| postcard::to_stdvec(&kept).ok());
-    tree.checkpoint(|batch| {
+    let work = |batch: &mut Batch<'_>| {
         match &kept {
             Some(kept) => batch.put(KEPT, kept)?,
             None => batch.del(KEPT)?,
@@ -173,6 +187,12 @@ fn save(tree: &Tree, segments: &[(u32, Vec<u8>)], kept: Option<WalPosition>) -> 
             batch.put(&recover::segment_key(*segment), bitmap)?;
         }
         Ok(())
-    })
-    .map_err(|err| err.to_string())
+    };
+    let result = match compact {
+        true => tree
+            .checkpoint_and_compact(work)
+            .map(|((), compacted)| compacted),
+        false => tree.checkpoint(work).map(|()| false),
+    };
+    result.map_err(|err| err.to_string())
 }

@@ -6,6 +6,7 @@
 mod apply;
 mod applying;
 mod checkpoint;
+mod compaction;
 mod entries;
 pub mod extents;
 mod host;
@@ -40,6 +41,7 @@ use crate::tree::{Snapshot, Tree, TreeError};
 use crate::wal::{StageAt, WalPosition};
 
 use checkpoint::Checkpoint;
+use compaction::Compaction;
 use extents::DamagedExtent;
 use host::Host;
 use log::Log;
@@ -177,6 +179,7 @@ pub struct Store {
     poisoned: Option<String>,
     host: Host,
     room: Room,
+    compaction: Compaction,
     unreadable: Arc<Unreadable>,
 }
 
@@ -289,6 +292,7 @@ impl Store {
         self.finish_checkpoint()?;
         self.keep_stock();
         self.watch_room();
+        self.watch_compaction();
         if self.checkpoint.is_some() {
             return Ok(());
         }

@@ -13,6 +13,7 @@ use mortar_protocol::limits::BLOCK;
 use mortar_protocol::view::SetKind;
 use parking_lot::Mutex;
 
+use super::compaction::Compaction;
 use super::host::Host;
 use super::log::{Log, identity};
 use super::pending::Pending;
@@ -246,6 +247,7 @@ impl Store {
             poisoned: None,
             host: Host::default(),
             room: Room::default(),
+            compaction: Compaction::default(),
         };
         store.take_in(entries)?;
         store.keep_stock();

@@ -51,6 +51,8 @@ struct Map {
     chunks: Vec<Option<Chunk>>,
     generation: u64,
     dirty: bool,
+    /// redb's header page, while it waits for what it refers to.
+    header: Option<Box<[u8; BLOCK as usize]>>,
 }
 
 /// How far the tree reaches.
@@ -70,6 +72,7 @@ pub(super) struct ChunkBackend {
     map: Mutex<Map>,
     failed: Arc<AtomicBool>,
     extent: Arc<Extent>,
+    ordered: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for ChunkBackend {
@@ -96,6 +99,7 @@ impl ChunkBackend {
             chunks: Vec::new(),
             generation: 0,
             dirty: true,
+            header: None,
         };
         Self {
             device,
@@ -104,6 +108,7 @@ impl ChunkBackend {
             map: Mutex::new(map),
             failed: Arc::default(),
             extent: Arc::default(),
+            ordered: Arc::default(),
         }
     }
 
@@ -143,6 +148,7 @@ impl ChunkBackend {
             }),
             map: Mutex::new(newest),
             failed: Arc::default(),
+            ordered: Arc::default(),
         };
         backend.rewrite()?;
         Ok(backend)
@@ -175,6 +181,12 @@ impl ChunkBackend {
     /// How far it reaches, from now on.
     pub(super) fn extent(&self) -> Arc<Extent> {
         self.extent.clone()
+    }
+
+    /// While this is set, everything written becomes durable before redb's header does. Needed where redb commits in one
+    /// phase: after a crash it would look which commit arrived whole, among pages that the map does not describe.
+    pub(super) fn ordered(&self) -> Arc<AtomicBool> {
+        self.ordered.clone()
     }
 
     fn write_map(&self, map: &mut Map) -> io::Result<()> {
@@ -222,6 +234,10 @@ impl ChunkBackend {
 
     /// One page of 4 KiB, verified.
     fn read_page(&self, map: &Map, page: u64, out: &mut [u8; BLOCK as usize]) -> io::Result<()> {
+        if let (0, Some(header)) = (page, &map.header) {
+            out.copy_from_slice(&header[..]);
+            return Ok(());
+        }
         let (at, within) = (
             (page / PAGES as u64) as usize,
             (page % PAGES as u64) as usize,
@@ -248,6 +264,19 @@ impl ChunkBackend {
     }
 
     fn write_page(&self, map: &mut Map, page: u64, data: &[u8]) -> io::Result<()> {
+        if page == 0 {
+            map.header = None;
+            if self.ordered.load(Ordering::SeqCst)
+                && let Ok(data) = data.try_into()
+            {
+                map.header = Some(Box::new(data));
+                return Ok(());
+            }
+        }
+        self.write_page_now(map, page, data)
+    }
+
+    fn write_page_now(&self, map: &mut Map, page: u64, data: &[u8]) -> io::Result<()> {
         let (at, within) = (
             (page / PAGES as u64) as usize,
             (page % PAGES as u64) as usize,
@@ -280,6 +309,16 @@ impl ChunkBackend {
         self.extent.written.fetch_add(BLOCK, Ordering::Relaxed);
         self.device
             .write_at(self.device_offset(&chunk, within as u64 * BLOCK), data)
+    }
+
+    /// Writes the map and flushes.
+    fn sync_written(&self) -> io::Result<()> {
+        let mut map = self.map.lock();
+        if map.dirty {
+            self.guarded(self.write_map(&mut map))?;
+        }
+        drop(map);
+        self.guarded(self.device.flush())
     }
 
     fn guarded<T>(&self, result: io::Result<T>) -> io::Result<T> {
@@ -347,6 +386,7 @@ fn read_slot(device: &dyn Device, place: Place, slot: u64) -> Option<Map> {
         chunks,
         generation,
         dirty: false,
+        header: None,
     })
 }
 
@@ -403,12 +443,13 @@ impl redb::StorageBackend for ChunkBackend {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        self.sync_written()?;
         let mut map = self.map.lock();
-        if map.dirty {
-            self.guarded(self.write_map(&mut map))?;
+        if let Some(header) = map.header.take() {
+            self.guarded(self.write_page_now(&mut map, 0, &header[..]))?;
+            drop(map);
+            self.sync_written()?;
         }
-        drop(map);
-        self.guarded(self.device.flush())?;
         self.extent.written.store(0, Ordering::Relaxed);
         // A flush that failed elsewhere meanwhile may have been the one that knew of our pages.
         if self.failed.load(Ordering::SeqCst) {

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use redb::{
-    Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition,
+    CompactionError, Database, Durability, ReadableDatabase, ReadableTable, ReadableTableMetadata,
+    TableDefinition,
 };
 
 use crate::alloc::Allocator;
@@ -53,10 +54,12 @@ pub struct Reach {
 
 /// The tree of one brick.
 pub struct Tree {
-    db: Database,
+    /// Held for writing while it is compacted.
+    db: RwLock<Database>,
     busy: AtomicBool,
     failed: Arc<AtomicBool>,
     extent: Arc<Extent>,
+    ordered: Arc<AtomicBool>,
     capacity: u64,
     current: Mutex<Option<Arc<Snapshot>>>,
 }
@@ -108,7 +111,8 @@ impl Tree {
     }
 
     fn with_backend(backend: ChunkBackend, capacity: u64) -> Result<Self, TreeError> {
-        let (failed_flag, extent) = (backend.failed(), backend.extent());
+        let (failed_flag, extent, ordered) =
+            (backend.failed(), backend.extent(), backend.ordered());
         let db = guarded(|| {
             Database::builder()
                 .set_cache_size(CACHE)
@@ -116,10 +120,11 @@ impl Tree {
                 .map_err(failed)
         })?;
         Ok(Self {
-            db,
+            db: RwLock::new(db),
             busy: AtomicBool::new(false),
             failed: failed_flag,
             extent,
+            ordered,
             capacity,
             current: Mutex::new(None),
         })
@@ -159,7 +164,7 @@ impl Tree {
             return Ok(snapshot.clone());
         }
         let snapshot = guarded(|| {
-            let read = self.db.begin_read().map_err(failed)?;
+            let read = self.db.read().begin_read().map_err(failed)?;
             let table = read.open_table(TABLE).map_err(failed)?;
             Ok(Arc::new(Snapshot { table }))
         })?;
@@ -195,6 +200,46 @@ impl Tree {
         result
     }
 
+    /// The same, and then moves the tree's pages together and gives back the chunks behind them, unless somebody reads
+    /// just now; tells in the second place whether it did. Nobody reads or applies meanwhile.
+    ///
+    /// # Errors
+    /// As [`Tree::apply`].
+    pub fn checkpoint_and_compact<T>(
+        &self,
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T, TreeError>,
+    ) -> Result<(T, bool), TreeError> {
+        self.claim()?;
+        let result = self.commit(Durability::Immediate, work);
+        // Compaction commits what the tree holds. Between it and the commit before nothing is applied, or that would
+        // become durable without the bitmaps that go with it.
+        let result = result.and_then(|value| Ok((value, self.compact()?)));
+        self.busy.store(false, Ordering::SeqCst);
+        result
+    }
+
+    fn compact(&self) -> Result<bool, TreeError> {
+        let mut db = {
+            let mut current = self.current.lock();
+            current.take();
+            self.db.write()
+        };
+        self.ordered.store(true, Ordering::SeqCst);
+        let done = guarded(|| match db.compact() {
+            Ok(_) => Ok(true),
+            Err(CompactionError::TransactionInProgress) => Ok(false),
+            Err(error) => Err(failed(error)),
+        });
+        self.ordered.store(false, Ordering::SeqCst);
+        drop(db);
+        let done = done?;
+        if done {
+            // Compaction leaves out which pages are free: a start without that reads the whole tree.
+            self.commit(Durability::Immediate, |_| Ok(()))?;
+        }
+        Ok(done)
+    }
+
     fn claim(&self) -> Result<(), TreeError> {
         if self.busy.swap(true, Ordering::SeqCst) {
             Err(TreeError::Busy)
@@ -209,7 +254,7 @@ impl Tree {
         work: impl FnOnce(&mut Batch<'_>) -> Result<T, TreeError>,
     ) -> Result<T, TreeError> {
         let result = guarded(|| {
-            let mut write = self.db.begin_write().map_err(failed)?;
+            let mut write = self.db.read().begin_write().map_err(failed)?;
             write.set_durability(durability).map_err(failed)?;
             if matches!(durability, Durability::Immediate) {
                 write.set_quick_repair(true);

@@ -62,6 +62,8 @@ pub fn shape() -> SetShape {
         durable: false,
         session_timeout_ms: 20_000,
         open_wait_ms: 10_000,
+        read_only: false,
+        reserve_percent: 0,
     }
 }
 

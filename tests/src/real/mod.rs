@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod manifest;
 pub mod mount;
 pub mod net;
+pub mod power;
 pub mod tool;
 
 pub use cluster::Cluster;

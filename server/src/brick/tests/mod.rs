@@ -164,6 +164,22 @@ fn staged_data_is_attached_on_every_member() {
 }
 
 #[test]
+fn a_dump_shows_bulk_data_that_the_disk_has_not_written() {
+    let mut rig = Rig::new(3);
+    rig.create();
+    let bytes = 64 << 10;
+    rig.hang(1, true);
+    let slot = rig.begin_stage(5, Bytes::from(vec![7; bytes]), 1);
+    rig.pass(Duration::from_millis(300));
+    assert!(slot.lock().is_none());
+    let staging = rig.state(1).staging;
+    assert_eq!(staging.len(), 1);
+    assert_eq!((staging[0].number, staging[0].bytes), (5, bytes));
+    assert!(staging[0].age_ms >= 300, "{staging:?}");
+    assert_eq!(rig.state(0).staging, []);
+}
+
+#[test]
 fn a_member_without_the_stage_fetches_it_before_it_answers() {
     let mut rig = Rig::new(3);
     rig.create();

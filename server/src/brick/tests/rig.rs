@@ -307,6 +307,8 @@ impl Rig {
                 durable: false,
                 session_timeout_ms: 20_000,
                 open_wait_ms: 10_000,
+                read_only: false,
+                reserve_percent: 0,
             };
             self.order(at, ToBrick::Shape(shape));
             let order = ToBrick::Sessions {
@@ -428,6 +430,32 @@ impl Rig {
         self.done(create(FILE, b"file"), b"");
     }
 
+    /// Bulk data is on its way to one brick.
+    pub(super) fn begin_stage(
+        &mut self,
+        number: u64,
+        data: Bytes,
+        at: usize,
+    ) -> Arc<Mutex<Option<StageAnswer>>> {
+        let slot: Arc<Mutex<Option<StageAnswer>>> = Arc::default();
+        let filled = Arc::clone(&slot);
+        let stage = StageId {
+            session: SESSION,
+            number,
+        };
+        self.cores[at].push(Message::Stage {
+            stage: Stage {
+                stage,
+                bricks: vec![brick(at)],
+            },
+            data,
+            uid: 0,
+            reply: Box::new(move |answer| *filled.lock() = Some(answer)),
+        });
+        self.settle();
+        slot
+    }
+
     pub(super) fn stage(
         &mut self,
         number: u64,
@@ -436,23 +464,7 @@ impl Rig {
     ) -> Vec<Result<(), Fault>> {
         let mut results = Vec::new();
         for at in at {
-            let slot: Arc<Mutex<Option<StageAnswer>>> = Arc::default();
-            let filled = Arc::clone(&slot);
-            let stage = StageId {
-                session: SESSION,
-                number,
-            };
-            self.cores[*at].push(Message::Stage {
-                stage: Stage {
-                    stage,
-                    bricks: vec![brick(*at)],
-                },
-                data: data.clone(),
-                uid: 0,
-                reply: Box::new(move |answer| *filled.lock() = Some(answer)),
-            });
-            self.settle();
-            let answer = slot.lock().take();
+            let answer = self.begin_stage(number, data.clone(), *at).lock().take();
             results.extend(answer.expect("an answer").results);
         }
         results

@@ -15,6 +15,7 @@ use mortar_protocol::node::{NodeReply, NodeRequest};
 use mortar_protocol::transport::{Identity, Lost, Peer};
 use mortar_protocol::view::VolumeInfo;
 
+use super::consensus::Consensus;
 use super::hosts;
 use super::machine::{Command, Outcome, State, Volume};
 use super::nodes::{Nodes, draw_id, in_time};
@@ -138,9 +139,8 @@ impl Admin {
         let mut next = None;
         loop {
             let consensus = self.control.consensus();
-            let leader = next
-                .take()
-                .or_else(|| consensus.and_then(|part| part.standing().leader));
+            let standing = consensus.map(Consensus::standing).unwrap_or_default();
+            let leader = next.take().or(standing.leader);
             if let Some(leader) = leader {
                 match self.nodes.ask(leader, request.clone(), COMMAND).await {
                     Ok(NodeReply::Admin(reply)) => return Ok(*reply),

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +32,8 @@ const ELECTION: (u64, u64) = (1_000, 2_000);
 const SNAPSHOT_EVERY: u64 = 1_024;
 /// Commands kept behind a snapshot, for nodes that were away for a short time.
 const KEEP: u64 = 256;
+/// How long the library's tasks have to end.
+const STOP_TIME: Duration = Duration::from_secs(2);
 /// Most commands in one message.
 const BATCH: u64 = 128;
 
@@ -86,6 +88,8 @@ pub struct Consensus {
     own: NodeId,
     shared: Arc<Shared>,
     arriving: Arriving,
+    /// Held by the library's tasks until the last of them has ended.
+    file: Weak<File>,
 }
 
 impl Consensus {
@@ -104,6 +108,7 @@ impl Consensus {
             why,
         };
         let machine = Machine::new(Arc::clone(&file), saved).map_err(fail)?;
+        let held = Arc::downgrade(&file);
         let shared = Arc::clone(&machine.shared);
         let config = openraft::Config {
             cluster_name: "mortar".to_owned(),
@@ -133,6 +138,7 @@ impl Consensus {
             own,
             shared,
             arriving: Arriving::default(),
+            file: held,
         };
         let begun = within(&node.env, node.raft.is_initialized()).await;
         if !joins && !begun.map_err(|error| fail(error.to_string()))? {
@@ -252,13 +258,16 @@ impl Consensus {
         self.own
     }
 
-    /// Ends this node's part.
+    /// Ends this node's part, and lets go of the file.
     pub async fn stop(&self) {
+        let until = self.env.now().after(STOP_TIME);
         // Its tasks may have ended before.
         let ended = within(&self.env, self.raft.shutdown());
-        let limit = self.env.sleep(Duration::from_secs(2));
         let ended = std::pin::pin!(ended);
-        futures_util::future::select(ended, limit).await;
+        futures_util::future::select(ended, self.env.sleep(STOP_TIME)).await;
+        while self.file.strong_count() > 0 && self.env.now() < until {
+            self.env.sleep(STOP_TIME / 400).await;
+        }
     }
 }
 

@@ -29,6 +29,10 @@ impl Operations {
             if record.state == PeerState::Leaving {
                 return self.let_go(consensus, *node).await;
             }
+            let deaf = self.deaf.lock().filter(|(deaf, _)| deaf == node);
+            if deaf.is_some_and(|(_, until)| self.env.now() < until) {
+                continue;
+            }
             if !follows(node) {
                 tracing::info!(%node, host = record.host, "follows the control plane from now on");
                 return consensus.add_learner(*node).await;

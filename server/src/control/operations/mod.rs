@@ -15,6 +15,8 @@ use mortar_protocol::env::{Env, Mono};
 use mortar_protocol::ids::{BrickId, NodeId};
 use mortar_protocol::node::{NodeHealth, NodeReply, NodeRequest};
 
+use parking_lot::Mutex;
+
 use super::machine::{Command, Outcome};
 use super::nodes::{Gate, Nodes};
 use super::store::Control;
@@ -34,6 +36,8 @@ pub struct Operations {
     gate: Arc<dyn Gate>,
     env: Arc<dyn Env>,
     own: NodeId,
+    /// A node that was just told to join starts over, and hears nobody until this moment.
+    deaf: Mutex<Option<(NodeId, Mono)>>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -57,6 +61,7 @@ impl Operations {
             gate,
             env,
             own,
+            deaf: Mutex::default(),
         }
     }
 

@@ -12,6 +12,8 @@ use crate::control::machine::Command;
 
 /// How long a node that was told to join has to say that it belongs to the cluster.
 const JOIN_TIME: Duration = Duration::from_secs(20);
+/// How long a node that was told to join takes to start over.
+const START_OVER: Duration = Duration::from_millis(300);
 /// How long it may take to take a node out.
 const LEAVE_TIME: Duration = Duration::from_secs(10);
 
@@ -60,6 +62,8 @@ impl Operations {
         addr: SocketAddr,
         addrs: Vec<SocketAddr>,
     ) -> Result<AdminReply, Refusal> {
+        let joins = self.env.now().after(JOIN_TIME);
+        *self.deaf.lock() = Some((node, joins));
         self.propose(Command::Invite {
             node,
             host: host.to_owned(),
@@ -74,7 +78,9 @@ impl Operations {
             .filter(|(id, _)| **id != node)
             .map(|(id, record)| (*id, record.addrs.clone()))
             .collect();
-        if let Err(message) = self.gate.adopt(addr, node, others).await {
+        let adopted = self.gate.adopt(addr, node, others).await;
+        *self.deaf.lock() = Some((node, self.env.now().after(START_OVER)));
+        if let Err(message) = adopted {
             self.propose(Command::Forget { node }).await?;
             return Err(message);
         }

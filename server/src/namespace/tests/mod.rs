@@ -75,6 +75,7 @@ impl Sets {
             own: SetIndex(set),
             shard_size: SHARD,
             opening: Opening(1),
+            reserve_percent: 0,
         };
         f(&self.sets[set as usize], &cx)
     }

@@ -238,6 +238,8 @@ pub(super) fn orders() -> Vec<(&'static str, ToBrick)> {
         durable: true,
         session_timeout_ms: 20_000,
         open_wait_ms: 10_000,
+        read_only: false,
+        reserve_percent: 0,
     };
     vec![
         ("View", ToBrick::View(view())),
