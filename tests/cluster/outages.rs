@@ -283,9 +283,10 @@ fn without_a_majority_reads_go_on(net: Net) {
     cluster.wait_whole(2, SOON);
 }
 
-on_both!(mounting_needs_no_majority);
-fn mounting_needs_no_majority(net: Net) {
-    let mut cluster = Cluster::new(net, 3);
+#[test]
+#[ignore = "a mount opens a session, which is a command of the control plane"]
+fn mounting_needs_no_majority() {
+    let mut cluster = Cluster::new(Net::Loopback, 3);
     let brick = cluster.brick(1, "own");
     let create = [
         "volume",

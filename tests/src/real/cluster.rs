@@ -463,7 +463,7 @@ fn print_end(of: &str, log: &str) {
 /// A shell that does what it is told, and in the end undoes it.
 fn launcher(places: &Places, dir: &Path) -> Child {
     let script = format!(
-        "trap '' INT\n\
+        "trap '' INT TERM HUP\n\
          while read -r line; do eval \"$line\"; done\n\
          for pid in {dir}/*/pid; do [ ! -e $pid ] || kill -9 $(cat $pid); done 2>/dev/null\n\
          wait\n\
