@@ -17,7 +17,7 @@ use crate::vfs::{Options, Vfs};
 use crate::volume::Volume;
 
 /// How often the volume's options are looked at while it is mounted.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Connects to the volume `name` through one of `servers` (`HOST:PORT`). Its sets need not have opened.
 ///

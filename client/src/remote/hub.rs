@@ -7,8 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use mortar_protocol::admin::{AdminReply, AdminRequest};
-use mortar_protocol::env::Env;
+use mortar_protocol::env::{Env, Mono};
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::Request;
 use mortar_protocol::frame::Frame;
@@ -22,6 +24,10 @@ use super::within;
 
 /// Time for one management request at one server, unless it is a long poll.
 const ADMIN_TRY: Duration = Duration::from_secs(3);
+/// A server that has not answered for this long gets another one beside it.
+const NEXT_AFTER: Duration = Duration::from_millis(300);
+/// Most servers asked the same at once.
+const AT_ONCE: usize = 3;
 /// Pause between rounds over all servers.
 const ROUND: Duration = Duration::from_millis(50);
 
@@ -238,7 +244,7 @@ impl Hub {
         }
     }
 
-    /// Asks one server after the other until one answers.
+    /// Asks the servers until one answers: one after the other, but a silent one does not stand before the others.
     ///
     /// # Errors
     /// If none has within `limit`, the last reason ([`Lost::Rejected`] at once if all say so).
@@ -252,32 +258,61 @@ impl Hub {
             .map_err(|_| Lost::NotSent)?;
         let until = self.env.now().after(limit);
         loop {
-            let mut rejected = true;
-            for (node, addrs) in self.everybody() {
-                let left = until.since(self.env.now());
-                if left.is_zero() {
-                    return Err(Lost::NotSent);
-                }
-                let call = self.transport.call(node, &addrs, frame.clone());
-                match within(&self.env, left.min(each), call).await {
-                    Some(Ok(frame)) => match frame.message_of_any_length::<AdminReply>() {
-                        Ok(reply) => return Ok(reply),
-                        Err(error) => {
-                            tracing::warn!(%node, %error, "a management answer is not one")
-                        }
-                    },
-                    Some(Err(Lost::Rejected)) => continue,
-                    _ => {}
-                }
-                rejected = false;
-            }
-            if rejected {
-                return Err(Lost::Rejected);
+            match self.ask_everybody(&frame, until, each).await {
+                Err(Lost::NotSent | Lost::Unknown) => {}
+                done => return done,
             }
             if self.env.now().after(ROUND) >= until {
                 return Err(Lost::NotSent);
             }
             self.env.sleep(ROUND).await;
+        }
+    }
+
+    /// One round over all servers. The first answer counts; another server is asked besides once one has failed or
+    /// [`NEXT_AFTER`] has passed.
+    async fn ask_everybody(
+        &self,
+        frame: &Frame,
+        until: Mono,
+        each: Duration,
+    ) -> Result<AdminReply, Lost> {
+        let mut rejected = true;
+        let mut others = self.everybody().into_iter().peekable();
+        let mut asked = FuturesUnordered::new();
+        loop {
+            if asked.len() < AT_ONCE
+                && let Some((node, addrs)) = others.next()
+            {
+                let left = until.since(self.env.now());
+                if left.is_zero() {
+                    return Err(Lost::NotSent);
+                }
+                let call = self.transport.call(node, &addrs, frame.clone());
+                asked.push(async move { (node, within(&self.env, left.min(each), call).await) });
+            }
+            let next = if asked.len() < AT_ONCE && others.peek().is_some() {
+                within(&self.env, NEXT_AFTER, asked.next()).await
+            } else {
+                Some(asked.next().await)
+            };
+            match next {
+                // It is another one's turn.
+                None => {}
+                Some(None) if rejected => return Err(Lost::Rejected),
+                Some(None) => return Err(Lost::NotSent),
+                Some(Some((node, Some(Ok(frame))))) => {
+                    match frame.message_of_any_length::<AdminReply>() {
+                        Ok(reply) => return Ok(reply),
+                        Err(error) => {
+                            rejected = false;
+                            tracing::warn!(%node, %error, "a management answer is not one");
+                        }
+                    }
+                }
+                Some(Some((_, Some(Err(Lost::Rejected))))) => {}
+                Some(Some(_)) => rejected = false,
+            }
         }
     }
 

@@ -50,6 +50,12 @@ pub enum ControlError {
     /// No leader could be found in time; the command has not been applied.
     #[error("no majority of the voting nodes answers{}", silent(.0))]
     NoMajority(Vec<String>),
+    /// The command has been written down by the leader, and no majority has confirmed it in time.
+    #[error(
+        "no majority of the voting nodes answers{}; the command counts if one has it when they do: look then",
+        silent(.0)
+    )]
+    Unconfirmed(Vec<String>),
     /// The leader, or the way to it, was lost before it answered.
     #[error("the leading node was lost before it answered; look whether the command was done")]
     Unknown,
@@ -227,6 +233,7 @@ impl Control {
         match joint.consensus.propose(command).await {
             Ok(outcome) => Ok(Ok(outcome)),
             Err(NotProposed::NotLeader(leader)) => Ok(Err(leader)),
+            Err(NotProposed::Unconfirmed) => Err(ControlError::Unconfirmed(joint.forward.silent())),
             Err(NotProposed::Failed(why)) => Err(ControlError::Failed(why)),
         }
     }
@@ -255,6 +262,9 @@ impl Joint {
             let leader = match self.consensus.propose(command.clone()).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(NotProposed::NotLeader(leader)) => leader.filter(|leader| *leader != own),
+                Err(NotProposed::Unconfirmed) => {
+                    return Err(ControlError::Unconfirmed(self.forward.silent()));
+                }
                 Err(NotProposed::Failed(why)) => return Err(ControlError::Failed(why)),
             };
             // A node whose address has changed hears of no leader until it has told the new one: it asks around.

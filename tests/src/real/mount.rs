@@ -21,10 +21,15 @@ impl Mount {
         Self::with_options(daemon, volume, "")
     }
 
+    /// A directory on which nothing is mounted yet.
+    pub fn unmounted() -> Self {
+        let dir = TempDir::with_prefix("mortar-mnt-").expect("temporary directory");
+        Self { dir }
+    }
+
     /// Mounts with `-o options`.
     pub fn with_options(daemon: &Daemon, volume: &str, options: &str) -> Self {
-        let dir = TempDir::with_prefix("mortar-mnt-").expect("temporary directory");
-        let mount = Self { dir };
+        let mount = Self::unmounted();
         mount.mount(daemon, volume, options);
         mount
     }

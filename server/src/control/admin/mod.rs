@@ -26,7 +26,9 @@ const LAYOUT_WAIT: Duration = Duration::from_secs(10);
 /// How long a command may take on the node that leads.
 const COMMAND: Duration = Duration::from_secs(100);
 /// How long a command looks for the node that leads.
-const LEADER_WAIT: Duration = Duration::from_millis(4_500);
+const LEADER_WAIT: Duration = Duration::from_secs(4);
+/// How long the node that leads has to say that it is there, before a command is sent to it.
+const THERE: Duration = Duration::from_millis(500);
 /// Pause between two looks for it.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -141,7 +143,14 @@ impl Admin {
             let consensus = self.control.consensus();
             let standing = consensus.map(Consensus::standing).unwrap_or_default();
             let leader = next.take().or(standing.leader);
-            if let Some(leader) = leader {
+            // A command that is on its way to a node that has gone silent is lost, and nobody knows whether it was done.
+            if let Some(leader) = leader
+                && self
+                    .nodes
+                    .ask(leader, NodeRequest::Health, THERE)
+                    .await
+                    .is_ok()
+            {
                 match self.nodes.ask(leader, request.clone(), COMMAND).await {
                     Ok(NodeReply::Admin(reply)) => return Ok(*reply),
                     Ok(NodeReply::NotLeader(Some(other))) if other != leader => next = Some(other),

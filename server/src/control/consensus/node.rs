@@ -22,6 +22,7 @@ use super::network::{Arriving, Network, Piece, Wire};
 use super::runtime::within;
 use super::state::{Machine, Shared};
 use crate::control::machine::{Command, Outcome, State};
+use crate::control::nodes::in_time;
 use crate::control::store::ControlError;
 
 /// Between two signs of life of the leader, in milliseconds.
@@ -32,6 +33,8 @@ const ELECTION: (u64, u64) = (1_000, 2_000);
 const SNAPSHOT_EVERY: u64 = 1_024;
 /// Commands kept behind a snapshot, for nodes that were away for a short time.
 const KEEP: u64 = 256;
+/// How long a majority has to confirm a command.
+const WRITE_TIME: Duration = Duration::from_secs(4);
 /// How long the library's tasks have to end.
 const STOP_TIME: Duration = Duration::from_secs(2);
 /// Most commands in one message.
@@ -77,6 +80,8 @@ impl Standing {
 pub(in crate::control) enum NotProposed {
     /// Another node leads, or none. The command has not been taken up.
     NotLeader(Option<NodeId>),
+    /// This node leads, but no majority has confirmed the command in time. It may yet count.
+    Unconfirmed,
     /// The consensus ended here; whether the command counts is unknown.
     Failed(String),
 }
@@ -163,7 +168,10 @@ impl Consensus {
         &self,
         command: Command,
     ) -> Result<Outcome, NotProposed> {
-        let written = within(&self.env, self.raft.client_write(command)).await;
+        let writing = within(&self.env, self.raft.client_write(command));
+        let Some(written) = in_time(&self.env, WRITE_TIME, writing).await else {
+            return Err(NotProposed::Unconfirmed);
+        };
         match written {
             Ok(response) => Ok(response.data),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => {

@@ -84,13 +84,19 @@ impl Operations {
         limit: Duration,
         request: impl Fn(BrickTask) -> NodeRequest,
     ) -> Result<(), Refusal> {
+        // On which node, if there are several.
+        let alone = self.control.state().nodes.len() == 1;
         let answers = tasks.iter().map(|task| {
             let node = task.brick.node;
             let asked = self.nodes.ask(node, request(task.clone()), limit);
             async move {
                 match asked.await {
                     Ok(NodeReply::Taken) => Ok(()),
-                    Ok(NodeReply::Failed(message)) => Err(message),
+                    Ok(NodeReply::Failed(message)) if alone => Err(message),
+                    Ok(NodeReply::Failed(message)) => Err(format!(
+                        "Staging failed on {}. Error: {message}",
+                        task.brick.host
+                    )),
                     Ok(_) => Err(format!(
                         "host {} gave an answer that this version does not know",
                         task.brick.host

@@ -52,6 +52,13 @@ impl Operations {
             self.propose(also).await?;
             return Ok(already(&name, port));
         }
+        let same = state.nodes.get(&found.node);
+        if same.is_some_and(|node| node.state != PeerState::Joining) {
+            return Err(format!(
+                "{addr} has the id of a node of this cluster ({}): its data directory is a copy; stop mortard there, remove that copy (its identity with it) and start mortard again, so that it gets an id of its own",
+                found.node
+            ));
+        }
         self.take_in(found.node, &name, addr, found.addrs).await
     }
 
