@@ -25,7 +25,7 @@ use super::dump;
 use super::enrolment::EnrolSocket;
 use super::gate::{Door, SharedDoor};
 use super::leading::{self, Leading};
-use super::peers::{Peers, Ways};
+use super::peers::{OrderBook, Peers, Ways};
 use super::service::{CONTROL_QUEUE, ControlCall, NodeService, answer, answer_of_any_length};
 use crate::control::admin::Admin;
 use crate::control::caretaker::Caretaker;
@@ -272,28 +272,34 @@ impl Running {
         let uid = rustix::process::geteuid().as_raw();
         let admin = Admin::new(
             Arc::clone(&control),
-            nodes,
+            Arc::clone(&nodes),
             Arc::clone(&env),
             (data.cluster, node),
             uid,
         );
         let leading = Leading {
             control: Arc::clone(&control),
-            peers: Arc::clone(&peers),
+            orders: Arc::new(OrderBook::new(Arc::clone(&peers))),
+            silent: {
+                let peers = Arc::clone(&peers);
+                Arc::new(move |node| peers.silent(node))
+            },
+            env: Arc::clone(&env),
             operations,
             reports,
         };
         let caretaker = Caretaker::new(
             Arc::clone(&control),
             host,
-            env,
+            Arc::clone(&env),
             data.node,
             (host_name, addrs.clone()),
         );
         let helpers = vec![
             tokio::spawn(leading::report(
                 Arc::clone(&control),
-                Arc::clone(&peers),
+                nodes,
+                env,
                 own_reports,
             )),
             tokio::spawn(caretaker.run()),
