@@ -32,7 +32,7 @@ use crate::control::caretaker::Caretaker;
 use crate::control::consensus::ControlDisk;
 use crate::control::nodes::Nodes;
 use crate::control::operations::Operations;
-use crate::control::serve::Served;
+use crate::control::serve::{Formatting, Served};
 use crate::control::store::{Control, ControlError, Parts};
 
 /// What a daemon is told on its command line.
@@ -256,9 +256,11 @@ impl Running {
         ));
         let (leader_reports, reports) = mpsc::unbounded_channel();
         let host = Arc::new(Host(Arc::clone(&bricks)));
+        let formatting = Formatting::default();
         let served = Arc::new(Served {
             control: Arc::clone(&control),
             host: Arc::clone(&host) as _,
+            formatting: formatting.clone(),
             operations: Arc::clone(&operations),
             reports: leader_reports,
             env: Arc::clone(&env),
@@ -290,7 +292,7 @@ impl Running {
         };
         let caretaker = Caretaker::new(
             Arc::clone(&control),
-            host,
+            (host, formatting),
             Arc::clone(&env),
             data.node,
             (host_name, addrs.clone()),

@@ -13,7 +13,7 @@ use mortar_server::control::admin::Admin;
 use mortar_server::control::caretaker::Caretaker;
 use mortar_server::control::machine::State;
 use mortar_server::control::operations::Operations;
-use mortar_server::control::serve::Served;
+use mortar_server::control::serve::{Formatting, Served};
 use mortar_server::control::store::{Control, Parts};
 use mortar_server::node::leading::{self, Leading};
 use parking_lot::Mutex;
@@ -254,9 +254,11 @@ impl World {
             Arc::clone(&env),
             net::id(node),
         ));
+        let formatting = Formatting::default();
         let served = Arc::new(Served {
             control: Arc::clone(&control),
             host: Arc::clone(&host) as _,
+            formatting: formatting.clone(),
             operations: Arc::clone(&operations),
             reports: leader_reports,
             env: Arc::clone(&env),
@@ -291,7 +293,7 @@ impl World {
         };
         let own = (net::addr(node).ip().to_string(), addrs);
         let (control_of, env_of) = (Arc::clone(&control), Arc::clone(&env));
-        let caretaker = Caretaker::new(control_of, host as _, env_of, net::id(node), own);
+        let caretaker = Caretaker::new(control_of, (host, formatting), env_of, net::id(node), own);
         let told = Arc::clone(&env);
         let told = leading::report(Arc::clone(&control), ways, told, own_reports);
         env.spawn(Box::pin(told));
