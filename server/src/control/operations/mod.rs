@@ -6,14 +6,16 @@ mod membership;
 mod peers;
 mod volumes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use mortar_protocol::admin::{AdminReply, AdminRequest};
 use mortar_protocol::env::{Env, Mono};
-use mortar_protocol::ids::{BrickId, NodeId};
+use mortar_protocol::ids::{BrickId, NodeId, VolumeId};
 use mortar_protocol::node::{NodeHealth, NodeReply, NodeRequest};
+use parking_lot::Mutex;
 
 use super::machine::{Command, Outcome};
 use super::nodes::{Gate, Nodes};
@@ -34,6 +36,8 @@ pub struct Operations {
     gate: Arc<dyn Gate>,
     env: Arc<dyn Env>,
     own: NodeId,
+    /// Creations that are being carried out here.
+    creating: Mutex<BTreeSet<VolumeId>>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -57,6 +61,7 @@ impl Operations {
             gate,
             env,
             own,
+            creating: Mutex::default(),
         }
     }
 
@@ -79,12 +84,16 @@ impl Operations {
         done.unwrap_or_else(|message| AdminReply::Refused { message })
     }
 
-    /// Takes back what leaders before this one have left unfinished.
+    /// Takes back what other leaders have left unfinished: those before this one, and one that has not noticed that it
+    /// leads no more. To be called now and then while this node leads.
     ///
     /// # Errors
     /// If this node does not lead any more.
     pub async fn recover(&self) -> Result<(), Refusal> {
         for (volume, creating) in &self.control.state().creating {
+            if self.creating.lock().contains(volume) {
+                continue;
+            }
             tracing::info!(
                 volume = creating.info.name,
                 "gives up a creation that was interrupted"
