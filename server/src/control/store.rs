@@ -14,10 +14,13 @@ use tokio::sync::watch;
 
 use super::consensus::{Consensus, ControlDisk, NotProposed, Wire};
 use super::machine::{Command, Outcome, State};
+use super::nodes::in_time;
 
 /// Name of the file in the data directory.
 pub const FILE: &str = "control.redb";
 
+/// How long this node, if it leads, has to apply a command: it may not have noticed that the others no longer answer.
+const OWN_TIME: Duration = Duration::from_secs(8);
 /// How long a command waits for a leader.
 const LEADER_WAIT: Duration = Duration::from_millis(4_500);
 /// Pause before a node that does not know better is asked again.
@@ -236,10 +239,12 @@ impl Joint {
     async fn propose(&self, command: Command) -> Result<Outcome, ControlError> {
         let until = self.env.now().after(LEADER_WAIT);
         loop {
-            let leader = match self.consensus.propose(command.clone()).await {
-                Ok(outcome) => return Ok(outcome),
-                Err(NotProposed::NotLeader(leader)) => leader,
-                Err(NotProposed::Failed(why)) => return Err(ControlError::Failed(why)),
+            let own = self.consensus.propose(command.clone());
+            let leader = match in_time(&self.env, OWN_TIME, own).await {
+                Some(Ok(outcome)) => return Ok(outcome),
+                Some(Err(NotProposed::NotLeader(leader))) => leader,
+                Some(Err(NotProposed::Failed(why))) => return Err(ControlError::Failed(why)),
+                None => return Err(ControlError::Unknown),
             };
             if let Some(leader) = leader.filter(|leader| *leader != self.consensus.own()) {
                 match self.forward.propose(leader, &command).await {
