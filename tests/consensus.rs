@@ -20,6 +20,20 @@ fn complain(seed: u64, more: &str, outcome: &Outcome) {
 }
 
 #[test]
+fn seeds_that_once_failed() {
+    let mut failed = Vec::new();
+    for (seed, reason) in consensus_sim::regressions::SEEDS {
+        let outcome = consensus_sim::run_twice(*seed);
+        if !outcome.failures.is_empty() {
+            eprintln!("once: {reason}");
+            complain(*seed, "", &outcome);
+            failed.push(*seed);
+        }
+    }
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[test]
 fn fresh_seeds() {
     // Other seeds every day, the same on all machines: what fails on one is found on the next.
     let base = number("MORTAR_SEED").unwrap_or_else(|| wall_now().secs as u64 / 86_400 * 1_000);

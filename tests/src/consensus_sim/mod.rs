@@ -33,6 +33,7 @@ pub mod host;
 pub mod image;
 pub mod kills;
 pub mod net;
+pub mod regressions;
 pub mod settle;
 mod trouble;
 pub mod world;

@@ -41,11 +41,7 @@ pub fn make(world: &Arc<World>, rng: &mut Rng) {
             4 | 5 => {
                 let node = world.leader().filter(|_| rng.permille(500)).unwrap_or(any);
                 world.exec.note(&format!("TROUBLE n{node} is cut off"));
-                let others = (0..nodes as usize).filter(|other| *other != node);
-                for other in others {
-                    world.net.cut(node, other);
-                    world.net.cut(other, node);
-                }
+                isolate(world, node);
             }
             6 => {
                 let other = rng.below(nodes) as usize;
@@ -77,4 +73,21 @@ pub fn make(world: &Arc<World>, rng: &mut Rng) {
         }
     }
     world.pass(rng.range(100 * MILLI, 4 * SECOND));
+    if let Some(leader) = world.leader()
+        && rng.permille(150)
+    {
+        world
+            .exec
+            .note(&format!("TROUBLE n{leader} is cut off for long"));
+        isolate(world, leader);
+        world.pass(125 * SECOND);
+    }
+}
+
+/// Nothing gets to the node or from it.
+fn isolate(world: &Arc<World>, node: usize) {
+    for other in (0..world.nodes()).filter(|other| *other != node) {
+        world.net.cut(node, other);
+        world.net.cut(other, node);
+    }
 }
