@@ -15,6 +15,7 @@ use mortar_protocol::view::{VolumeInfo, VolumeState};
 
 use super::machine::{Command, Outcome, State};
 use super::nodes::BrickHost;
+use super::serve::Formatting;
 use super::store::Control;
 
 /// Pause before something that failed is tried again.
@@ -24,6 +25,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub struct Caretaker {
     control: Arc<Control>,
     host: Arc<dyn BrickHost>,
+    formatting: Formatting,
     env: Arc<dyn Env>,
     own: NodeId,
     host_name: String,
@@ -46,7 +48,7 @@ impl Caretaker {
     /// For the node `own` on `host_name`, reached under `addrs`.
     pub fn new(
         control: Arc<Control>,
-        host: Arc<dyn BrickHost>,
+        (host, formatting): (Arc<dyn BrickHost>, Formatting),
         env: Arc<dyn Env>,
         own: NodeId,
         (host_name, addrs): (String, Vec<SocketAddr>),
@@ -54,6 +56,7 @@ impl Caretaker {
         Self {
             control,
             host,
+            formatting,
             env,
             own,
             host_name,
@@ -167,12 +170,17 @@ impl Caretaker {
         if bricks.is_empty() {
             return true;
         }
-        for id in &bricks {
+        let (later, now): (Vec<_>, Vec<_>) =
+            bricks.into_iter().partition(|id| self.formatting.has(*id));
+        if now.is_empty() {
+            return false;
+        }
+        for id in &now {
             if let Some(left) = state.left_over.get(id) {
                 self.host.clear(left.brick.clone(), left.chore).await;
             }
         }
-        let told = self.control.propose(Command::Cleared { bricks }).await;
-        told.is_ok()
+        let told = self.control.propose(Command::Cleared { bricks: now }).await;
+        told.is_ok() && later.is_empty()
     }
 }

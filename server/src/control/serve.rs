@@ -1,20 +1,37 @@
 //! Answers what other nodes (and this one) ask of this node.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::admin::NodeTold;
 use mortar_protocol::env::{Env, Mono};
-use mortar_protocol::ids::{BrickId, ClusterId, NodeId};
-use mortar_protocol::node::{NodeHealth, NodeReply, NodeRequest};
+use mortar_protocol::ids::{BrickId, ClusterId, NodeId, VolumeId};
+use mortar_protocol::node::{BrickTask, NodeHealth, NodeReply, NodeRequest};
 use mortar_protocol::report::FromBrick;
 use mortar_protocol::view::VolumeState;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::machine::Command;
-use super::nodes::BrickHost;
+use super::nodes::{BrickHost, in_time};
 use super::operations::Operations;
 use super::store::Control;
+
+/// How long this node's copy of the state may take to show a creation whose bricks are to be formatted.
+const CREATION_KNOWN: Duration = Duration::from_secs(5);
+
+/// Bricks that are being formatted on this node: they are not cleared meanwhile.
+#[derive(Clone, Default, Debug)]
+pub struct Formatting(Arc<Mutex<BTreeSet<BrickId>>>);
+
+impl Formatting {
+    /// Whether a brick is being formatted.
+    pub fn has(&self, brick: BrickId) -> bool {
+        self.0.lock().contains(&brick)
+    }
+}
 
 /// See the module.
 pub struct Served {
@@ -22,6 +39,8 @@ pub struct Served {
     pub control: Arc<Control>,
     /// The bricks.
     pub host: Arc<dyn BrickHost>,
+    /// Bricks that are being formatted.
+    pub formatting: Formatting,
     /// Operations, for the time in which this node leads.
     pub operations: Arc<Operations>,
     /// Takes reports in, for the time in which this node leads.
@@ -85,13 +104,41 @@ impl Served {
                 (reply, nothing())
             }
             NodeRequest::Check(task) => (done(self.host.check(task).await), nothing()),
-            NodeRequest::Format(task) => (done(self.host.format(task).await), nothing()),
+            NodeRequest::Format(task) => (done(self.format(task).await), nothing()),
             NodeRequest::Health => (NodeReply::Health(Box::new(self.health())), nothing()),
             NodeRequest::Stats(bricks) => (NodeReply::Stats(self.host.stats(&bricks)), nothing()),
             NodeRequest::Leave => {
                 tracing::warn!("this node has been taken out of the cluster");
                 self.left.send_replace(true);
                 (NodeReply::Taken, nothing())
+            }
+        }
+    }
+
+    /// Formats a brick of a volume that is being created. A request may arrive, or still be carried out, when the
+    /// creation was given up: what it makes must not outlive the clearing.
+    async fn format(&self, task: BrickTask) -> Result<(), String> {
+        let volume = task.volume.id;
+        // This node may not have heard of the creation yet.
+        in_time(&self.env, CREATION_KNOWN, self.begun(volume)).await;
+        let brick = task.brick.id;
+        // Noted before the state is looked at: whoever clears the brick sees the note, or this the newer state.
+        self.formatting.0.lock().insert(brick);
+        let done = match self.control.state().creating.contains_key(&volume) {
+            true => self.host.format(task).await,
+            false => Err("the creation of this volume was given up".to_owned()),
+        };
+        self.formatting.0.lock().remove(&brick);
+        done
+    }
+
+    async fn begun(&self, volume: VolumeId) {
+        let mut watch = self.control.watch();
+        loop {
+            watch.mark_unchanged();
+            let known = self.control.state().creating.contains_key(&volume);
+            if known || watch.changed().await.is_err() {
+                return;
             }
         }
     }

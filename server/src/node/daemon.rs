@@ -25,14 +25,14 @@ use super::dump;
 use super::enrolment::EnrolSocket;
 use super::gate::{Door, SharedDoor};
 use super::leading::{self, Leading};
-use super::peers::{Peers, Ways};
+use super::peers::{OrderBook, Peers, Ways};
 use super::service::{CONTROL_QUEUE, ControlCall, NodeService, answer, answer_of_any_length};
 use crate::control::admin::Admin;
 use crate::control::caretaker::Caretaker;
 use crate::control::consensus::ControlDisk;
 use crate::control::nodes::Nodes;
 use crate::control::operations::Operations;
-use crate::control::serve::Served;
+use crate::control::serve::{Formatting, Served};
 use crate::control::store::{Control, ControlError, Parts};
 
 /// What a daemon is told on its command line.
@@ -256,9 +256,11 @@ impl Running {
         ));
         let (leader_reports, reports) = mpsc::unbounded_channel();
         let host = Arc::new(Host(Arc::clone(&bricks)));
+        let formatting = Formatting::default();
         let served = Arc::new(Served {
             control: Arc::clone(&control),
             host: Arc::clone(&host) as _,
+            formatting: formatting.clone(),
             operations: Arc::clone(&operations),
             reports: leader_reports,
             env: Arc::clone(&env),
@@ -272,28 +274,34 @@ impl Running {
         let uid = rustix::process::geteuid().as_raw();
         let admin = Admin::new(
             Arc::clone(&control),
-            nodes,
+            Arc::clone(&nodes),
             Arc::clone(&env),
             (data.cluster, node),
             uid,
         );
         let leading = Leading {
             control: Arc::clone(&control),
-            peers: Arc::clone(&peers),
+            orders: Arc::new(OrderBook::new(Arc::clone(&peers))),
+            silent: {
+                let peers = Arc::clone(&peers);
+                Arc::new(move |node| peers.silent(node))
+            },
+            env: Arc::clone(&env),
             operations,
             reports,
         };
         let caretaker = Caretaker::new(
             Arc::clone(&control),
-            host,
-            env,
+            (host, formatting),
+            Arc::clone(&env),
             data.node,
             (host_name, addrs.clone()),
         );
         let helpers = vec![
             tokio::spawn(leading::report(
                 Arc::clone(&control),
-                Arc::clone(&peers),
+                nodes,
+                env,
                 own_reports,
             )),
             tokio::spawn(caretaker.run()),

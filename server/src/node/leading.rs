@@ -4,16 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use mortar_protocol::env_real::mono_now;
+use mortar_protocol::env::Env;
 use mortar_protocol::ids::NodeId;
 use mortar_protocol::node::{NodeReply, NodeRequest};
 use mortar_protocol::report::FromBrick;
 use mortar_protocol::transport::Lost;
 use tokio::sync::mpsc;
 
-use super::peers::{OrderBook, Peers, Ways};
 use crate::control::consensus::Standing;
-use crate::control::leader::Leader;
+use crate::control::leader::{Leader, Orders};
 use crate::control::nodes::Nodes;
 use crate::control::operations::Operations;
 use crate::control::store::{Control, ControlError};
@@ -29,12 +28,19 @@ const KEPT: usize = 16_384;
 /// How long the leader has to take reports.
 const REPORT_TIME: Duration = Duration::from_secs(2);
 
+/// Tells how long a node has not been heard of.
+pub type Silent = Arc<dyn Fn(NodeId) -> Duration + Send + Sync>;
+
 /// What leading needs.
 pub struct Leading {
     /// The control plane.
     pub control: Arc<Control>,
-    /// The other nodes.
-    pub peers: Arc<Peers>,
+    /// Takes orders to bricks.
+    pub orders: Arc<dyn Orders>,
+    /// Tells how long a node has not been heard of.
+    pub silent: Silent,
+    /// Time.
+    pub env: Arc<dyn Env>,
     /// Operations.
     pub operations: Arc<Operations>,
     /// Reports for the leader.
@@ -74,7 +80,7 @@ impl Leading {
             return Ok(());
         };
         if part.leads_for_sure().await.is_err() {
-            tokio::time::sleep(PAUSE).await;
+            self.env.sleep(PAUSE).await;
             return Ok(());
         }
         tracing::info!(term, "this node leads");
@@ -82,33 +88,33 @@ impl Leading {
         if let Err(why) = operations.recover().await {
             tracing::warn!(why, "what was left unfinished could not be taken back yet");
         }
-        let tending = tokio::spawn(tend(operations, Arc::clone(&self.peers)));
-        let led = self.decide(term).await;
-        tending.abort();
+        let tending = tend(operations, Arc::clone(&self.silent), Arc::clone(&self.env));
+        let led = tokio::select! {
+            biased;
+            led = self.decide(term) => led,
+            () = tending => Ok(()),
+        };
         tracing::info!(term, "this node leads no more");
         led
     }
 
     /// Decides on views until another node leads.
     async fn decide(&mut self, term: u64) -> Result<(), ControlError> {
-        let orders = Arc::new(OrderBook::new(Arc::clone(&self.peers)));
-        let mut leader = Leader::new(Arc::clone(&self.control), orders);
+        let mut leader = Leader::new(Arc::clone(&self.control), Arc::clone(&self.orders));
         let mut changes = self.control.watch();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next = self.env.now();
         loop {
             let standing = self.standing();
             if !standing.leads || standing.term != term || standing.failed.is_some() {
                 return Ok(());
             }
+            let due = next.since(self.env.now());
             let done = tokio::select! {
-                report = self.reports.recv() => {
-                    let Some(first) = report else { return Ok(()) };
-                    let mut reports = vec![first];
-                    while let Ok(next) = self.reports.try_recv() {
-                        reports.push(next);
-                    }
-                    leader.reports(reports, mono_now()).await
+                biased;
+                () = self.env.sleep(due) => {
+                    let now = self.env.now();
+                    next = now.after(TICK);
+                    leader.tick(now).await
                 }
                 changed = changes.changed() => {
                     if changed.is_err() {
@@ -117,7 +123,14 @@ impl Leading {
                     leader.changed();
                     Ok(())
                 }
-                _ = tick.tick() => leader.tick(mono_now()).await,
+                report = self.reports.recv() => {
+                    let Some(first) = report else { return Ok(()) };
+                    let mut reports = vec![first];
+                    while let Ok(next) = self.reports.try_recv() {
+                        reports.push(next);
+                    }
+                    leader.reports(reports, self.env.now()).await
+                }
             };
             match done {
                 Ok(()) => {}
@@ -130,10 +143,10 @@ impl Leading {
 }
 
 /// Takes nodes in and out.
-async fn tend(operations: Arc<Operations>, peers: Arc<Peers>) {
+async fn tend(operations: Arc<Operations>, silent: Silent, env: Arc<dyn Env>) {
     loop {
-        tokio::time::sleep(TICK).await;
-        if let Err(why) = operations.tend(|node| peers.silent(node)).await {
+        env.sleep(TICK).await;
+        if let Err(why) = operations.tend(|node| silent(node)).await {
             tracing::debug!(why, "a step of the membership has to be repeated");
         }
     }
@@ -142,10 +155,10 @@ async fn tend(operations: Arc<Operations>, peers: Arc<Peers>) {
 /// Brings the reports of this node's bricks to the node that leads.
 pub async fn report(
     control: Arc<Control>,
-    peers: Arc<Peers>,
+    nodes: Arc<dyn Nodes>,
+    env: Arc<dyn Env>,
     mut reports: mpsc::UnboundedReceiver<FromBrick>,
 ) {
-    let ways = Ways(peers);
     let mut waiting: Vec<FromBrick> = Vec::new();
     let mut leader: Option<NodeId> = None;
     loop {
@@ -163,20 +176,20 @@ pub async fn report(
         }
         leader = leader.or_else(|| control.consensus()?.standing().leader);
         let Some(to) = leader else {
-            tokio::time::sleep(PAUSE).await;
+            env.sleep(PAUSE).await;
             continue;
         };
         let batch = waiting[..waiting.len().min(BATCH)].to_vec();
         let count = batch.len();
-        match ways.ask(to, NodeRequest::Reports(batch), REPORT_TIME).await {
+        match nodes.ask(to, NodeRequest::Reports(batch), REPORT_TIME).await {
             Ok(NodeReply::Taken) => drop(waiting.drain(..count)),
             Ok(NodeReply::NotLeader(other)) if other != Some(to) => {
                 leader = other;
-                tokio::time::sleep(PAUSE / 10).await;
+                env.sleep(PAUSE / 10).await;
             }
             Ok(_) | Err(Lost::NotSent | Lost::Unknown | Lost::Rejected) => {
                 leader = None;
-                tokio::time::sleep(PAUSE).await;
+                env.sleep(PAUSE).await;
             }
         }
     }

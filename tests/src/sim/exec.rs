@@ -43,6 +43,8 @@ struct State {
     tasks: BTreeMap<u64, Task>,
     ready: Vec<u64>,
     rng: Rng,
+    /// The draw among ready tasks does not depend on the order in which they were woken.
+    sorted: bool,
 }
 
 /// The executor.
@@ -72,6 +74,15 @@ impl Wake for TaskWaker {
 impl Exec {
     /// An executor at time 1 s.
     pub fn new(rng: Rng) -> Arc<Self> {
+        Self::with(rng, false)
+    }
+
+    /// As [`Self::new`], for code whose channels wake those that wait for the same thing in an order of their own.
+    pub fn sorted(rng: Rng) -> Arc<Self> {
+        Self::with(rng, true)
+    }
+
+    fn with(rng: Rng, sorted: bool) -> Arc<Self> {
         Arc::new(Self {
             now: AtomicU64::new(SECOND),
             steps: AtomicU64::new(0),
@@ -81,6 +92,7 @@ impl Exec {
                 tasks: BTreeMap::new(),
                 ready: Vec::new(),
                 rng,
+                sorted,
             }),
             lines: Mutex::new(Vec::new()),
         })
@@ -89,6 +101,11 @@ impl Exec {
     /// Virtual time in nanoseconds.
     pub fn now(&self) -> u64 {
         self.now.load(Ordering::Relaxed)
+    }
+
+    /// Things done so far, by the time they were noted with [`Self::note`].
+    pub fn noted(&self) -> usize {
+        self.lines.lock().len()
     }
 
     /// Virtual wall-clock time.
@@ -168,6 +185,9 @@ impl Exec {
             let mut state = self.state.lock();
             let waiting = state.ready.len() as u64;
             if waiting > 0 {
+                if state.sorted {
+                    state.ready.sort_unstable();
+                }
                 let at = state.rng.below(waiting) as usize;
                 Some(state.ready.remove(at))
             } else {

@@ -21,7 +21,7 @@ use crate::control::consensus::{Direct, Wire};
 use crate::control::machine::Chore;
 use crate::control::nodes::{BrickHost, Found, Gate};
 use crate::control::operations::Operations;
-use crate::control::serve::Served;
+use crate::control::serve::{Formatting, Served};
 use crate::control::store::{Forward, Parts};
 
 #[derive(Default)]
@@ -244,6 +244,7 @@ impl World {
         let served = Served {
             control: Arc::clone(&control),
             host: Arc::clone(&host) as _,
+            formatting: Formatting::default(),
             operations: Arc::clone(&operations),
             reports: mpsc::unbounded_channel().0,
             env: Arc::clone(&env),
@@ -255,7 +256,7 @@ impl World {
         *alone.0.lock() = Some(Arc::new(served));
         let caretaker = Caretaker::new(
             Arc::clone(&control),
-            Arc::clone(&host) as _,
+            (Arc::clone(&host) as _, Formatting::default()),
             Arc::clone(&env),
             NODE,
             ("h".to_owned(), addrs),

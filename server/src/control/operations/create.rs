@@ -27,7 +27,9 @@ impl Operations {
         create: CreateVolume,
         bricks: Vec<BrickInfo>,
     ) -> AdminReply {
+        self.creating.lock().insert(volume);
         let done = self.create_steps(volume, &create, bricks).await;
+        self.creating.lock().remove(&volume);
         done.unwrap_or_else(|message| AdminReply::Refused { message })
     }
 

@@ -20,6 +20,7 @@ impl Operations {
         let Some(consensus) = self.control.consensus() else {
             return Ok(());
         };
+        self.recover().await?;
         let state = self.control.state();
         let standing = consensus.standing();
         let follows =

@@ -6,15 +6,15 @@ mod membership;
 mod peers;
 mod volumes;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use mortar_protocol::admin::{AdminReply, AdminRequest};
 use mortar_protocol::env::{Env, Mono};
-use mortar_protocol::ids::{BrickId, NodeId};
+use mortar_protocol::ids::{BrickId, NodeId, VolumeId};
 use mortar_protocol::node::{NodeHealth, NodeReply, NodeRequest};
-
 use parking_lot::Mutex;
 
 use super::machine::{Command, Outcome};
@@ -38,6 +38,8 @@ pub struct Operations {
     own: NodeId,
     /// A node that was just told to join starts over, and hears nobody until this moment.
     deaf: Mutex<Option<(NodeId, Mono)>>,
+    /// Creations that are being carried out here.
+    creating: Mutex<BTreeSet<VolumeId>>,
 }
 
 impl std::fmt::Debug for Operations {
@@ -62,6 +64,7 @@ impl Operations {
             env,
             own,
             deaf: Mutex::default(),
+            creating: Mutex::default(),
         }
     }
 
@@ -84,12 +87,16 @@ impl Operations {
         done.unwrap_or_else(|message| AdminReply::Refused { message })
     }
 
-    /// Takes back what leaders before this one have left unfinished.
+    /// Takes back what other leaders have left unfinished: those before this one, and one that has not noticed that it
+    /// leads no more. To be called now and then while this node leads.
     ///
     /// # Errors
     /// If this node does not lead any more.
     pub async fn recover(&self) -> Result<(), Refusal> {
         for (volume, creating) in &self.control.state().creating {
+            if self.creating.lock().contains(volume) {
+                continue;
+            }
             tracing::info!(
                 volume = creating.info.name,
                 "gives up a creation that was interrupted"
