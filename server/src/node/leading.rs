@@ -181,7 +181,10 @@ pub async fn report(
         };
         let batch = waiting[..waiting.len().min(BATCH)].to_vec();
         let count = batch.len();
-        match nodes.ask(to, NodeRequest::Reports(batch), REPORT_TIME).await {
+        match nodes
+            .ask(to, NodeRequest::Reports(batch), REPORT_TIME)
+            .await
+        {
             Ok(NodeReply::Taken) => drop(waiting.drain(..count)),
             Ok(NodeReply::NotLeader(other)) if other != Some(to) => {
                 leader = other;

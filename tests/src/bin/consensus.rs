@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mortar_tests::consensus_sim::{self, kills};
+use mortar_tests::consensus_sim::{self, Sabotage, kills};
 
 #[derive(Parser)]
 #[command(about = "Runs seeds of the simulated control plane, each twice")]
@@ -22,6 +22,27 @@ struct Args {
     /// With --kills, only every so many steps.
     #[arg(long, default_value_t = 1)]
     every: usize,
+    /// Plant a bug: the seeds should fail.
+    #[arg(long)]
+    sabotage: Option<Bug>,
+}
+
+/// See [`Sabotage`].
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bug {
+    NeverSync,
+    ForgetEverything,
+    ClearNothing,
+}
+
+impl From<Bug> for Sabotage {
+    fn from(bug: Bug) -> Self {
+        match bug {
+            Bug::NeverSync => Self::NeverSync,
+            Bug::ForgetEverything => Self::ForgetEverything,
+            Bug::ClearNothing => Self::ClearNothing,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -34,7 +55,8 @@ fn main() -> ExitCode {
                 .into_iter()
                 .collect()
         } else {
-            vec![consensus_sim::run_twice(seed)]
+            let bug = args.sabotage.map(Into::into);
+            vec![consensus_sim::twice(|| consensus_sim::run(seed, bug))]
         };
         for outcome in outcomes {
             if args.trace {

@@ -94,7 +94,7 @@ impl Host {
     fn pause(&self, most_ms: u64) -> BoxFuture<'static, ()> {
         // Now and then much longer.
         let draw = self.env.random();
-        let most = if draw % 20 == 0 {
+        let most = if draw.is_multiple_of(20) {
             most_ms * 20
         } else {
             most_ms
