@@ -78,6 +78,7 @@ fn unreachable(why: impl std::error::Error + 'static) -> RpcError {
     RPCError::Unreachable(Unreachable::new(&why))
 }
 
+#[allow(clippy::result_large_err)] // the library's own error
 fn encode<A: Serialize>(message: &A) -> Result<Bytes, RpcError> {
     let bytes = postcard::to_stdvec(message);
     let bytes = bytes.map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
