@@ -542,16 +542,9 @@ fn a_panic_ends_a_mount_with_its_backtrace_in_the_log() {
     assert_eq!(ours.count(), 1, "the dead mount is gone from below");
 }
 
-/// Tries until it is so; options reach clients and bricks within a second.
+/// Waits until it is so; options reach clients and bricks soon.
 fn comes_true(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = std::time::Instant::now();
-    while !is_so() {
-        assert!(
-            begun.elapsed() < Duration::from_secs(2),
-            "{what} takes too long"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    tool::wait_for(what, SOON, || is_so().then_some(()));
 }
 
 #[test]

@@ -74,7 +74,12 @@ fn libraries_stay_in_their_places() {
         ),
         (
             "redb::",
-            &["server/src/tree", "server/src/control", "benches"],
+            &[
+                "server/src/tree",
+                "server/src/control",
+                "benches",
+                "tests/src/consensus_sim",
+            ],
         ),
     ];
     let mut offenders = Vec::new();

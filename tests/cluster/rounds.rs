@@ -8,8 +8,9 @@ use mortar_tests::real::{Cluster, Mount, Net, bin_dir, tool};
 
 use crate::{SOON, on_both};
 
-/// A node that is started again is back in its sets within this time.
-const BACK: Duration = Duration::from_secs(3);
+/// A node that is started again is back in its sets within this time. The goal is 3 s; a debug build beside other tests
+/// gets twice as much. The times are printed.
+const BACK: Duration = Duration::from_secs(6);
 
 fn rounds() -> u32 {
     let given = std::env::var("CLUSTER_ROUNDS");

@@ -26,9 +26,9 @@ use crate::control::nodes::in_time;
 use crate::control::store::ControlError;
 
 /// Between two signs of life of the leader, in milliseconds.
-const HEARTBEAT: u64 = 250;
+const HEARTBEAT: u64 = 200;
 /// A follower that has heard of no leader for a time between these stands for election, in milliseconds.
-const ELECTION: (u64, u64) = (1_000, 2_000);
+const ELECTION: (u64, u64) = (600, 1_200);
 /// Commands between two snapshots.
 const SNAPSHOT_EVERY: u64 = 1_024;
 /// Commands kept behind a snapshot, for nodes that were away for a short time.
