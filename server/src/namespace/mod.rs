@@ -87,10 +87,14 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
+    /// `storage.reserve` in bytes.
+    fn reserve(&self, space: &Space) -> u64 {
+        space.total / 100 * u64::from(self.reserve_percent.min(100))
+    }
+
     /// Bytes that new data leaves free.
     fn kept_free(&self, space: &Space) -> u64 {
-        let reserve = space.total / 100 * u64::from(self.reserve_percent.min(100));
-        space.cushion().max(reserve)
+        space.cushion().max(self.reserve(space))
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Working<'a> {
     /// Blocks that need space, and whether records grow.
     new_blocks: u64,
     grows: bool,
+    /// Blocks that were written ahead become a file's: they have their space, but not from the reserve.
+    attaches: bool,
 }
 
 impl<'a> Working<'a> {
@@ -83,6 +85,7 @@ impl<'a> Working<'a> {
             extra: Vec::new(),
             new_blocks: 0,
             grows: false,
+            attaches: false,
         }
     }
 
@@ -490,6 +493,7 @@ impl<'a> Working<'a> {
         let start = offset / BLOCK;
         let blocks = self.account(object, start, start + crcs.len() as u64, true)?;
         self.grows |= blocks > 0;
+        self.attaches |= blocks > 0;
         self.data.push(Effect::Attach {
             object,
             offset,
@@ -610,6 +614,7 @@ impl<'a> Working<'a> {
             .saturating_add(if self.grows { BLOCK } else { 0 });
         // A volume full of data still takes names.
         let kept = match self.new_blocks {
+            0 if self.attaches => self.cx.reserve(&space).max(space.cushion() / 2),
             0 => space.cushion() / 2,
             _ => self.cx.kept_free(&space),
         };
