@@ -89,6 +89,12 @@ pub async fn in_time<F: Future>(
     }
 }
 
+/// The wall clock, in milliseconds since 1970.
+pub fn wall_ms(env: &Arc<dyn Env>) -> i64 {
+    let wall = env.wall();
+    wall.secs * 1_000 + i64::from(wall.nanos / 1_000_000)
+}
+
 /// A 128-bit identity, never 0.
 pub fn draw_id(env: &Arc<dyn Env>) -> u128 {
     let id = u128::from(env.random()) << 64 | u128::from(env.random());

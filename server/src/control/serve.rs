@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::machine::Command;
-use super::nodes::{BrickHost, in_time};
+use super::nodes::{BrickHost, in_time, wall_ms};
 use super::operations::Operations;
 use super::store::Control;
 
@@ -202,13 +202,12 @@ impl Served {
                 space.1 += own.free;
             }
         }
-        let wall = self.env.wall();
         NodeHealth {
             cluster: self.cluster,
             told: NodeTold {
                 version: self.version.0.clone(),
                 pid: self.version.1,
-                clock_ms: wall.secs * 1_000 + i64::from(wall.nanos / 1_000_000),
+                clock_ms: wall_ms(&self.env),
                 uptime_secs: self.env.now().since(self.started).as_secs(),
                 applied: state.applied,
                 bricks: open.len() as u32,

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::data_dir::DataDir;
 use crate::control::hosts;
-use crate::control::nodes::{Found, Gate};
+use crate::control::nodes::{Found, Gate, wall_ms};
 use crate::control::store::Control;
 
 /// See the module.
@@ -69,14 +69,13 @@ impl Door {
     }
 
     fn introduction(&self) -> Introduction {
-        let wall = self.env.wall();
         Introduction {
             cluster: self.data.cluster,
             node: self.data.node,
             run: self.run,
             release: env!("CARGO_PKG_VERSION").to_owned(),
             wire: Wire::OWN,
-            wall_ms: wall.secs * 1_000 + i64::from(wall.nanos / 1_000_000),
+            wall_ms: wall_ms(&self.env),
         }
     }
 }

@@ -18,7 +18,7 @@ use mortar_protocol::node::{NodeHealth, NodeReply, NodeRequest};
 use parking_lot::Mutex;
 
 use super::machine::{Command, Outcome};
-use super::nodes::{Gate, Nodes};
+use super::nodes::{Gate, Nodes, wall_ms};
 use super::store::Control;
 
 /// A refusal: what a person is told.
@@ -181,9 +181,4 @@ pub(super) async fn health(
         (*node, told)
     });
     join_all(answers).await
-}
-
-fn wall_ms(env: &Arc<dyn Env>) -> i64 {
-    let wall = env.wall();
-    wall.secs * 1_000 + i64::from(wall.nanos / 1_000_000)
 }

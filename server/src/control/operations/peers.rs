@@ -35,21 +35,13 @@ impl Operations {
                 .is_some_and(|node| node.state != PeerState::Joining)
         {
             if known != self.own {
-                let also = Command::AlsoNamed {
-                    node: known,
-                    host: name.clone(),
-                };
-                self.propose(also).await?;
+                self.also_named(known, &name).await?;
             }
             return Ok(already(&name, port));
         }
         let found = self.gate.probe(addr).await?;
         if found.belongs && state.nodes.contains_key(&found.node) {
-            let also = Command::AlsoNamed {
-                node: found.node,
-                host: name.clone(),
-            };
-            self.propose(also).await?;
+            self.also_named(found.node, &name).await?;
             return Ok(already(&name, port));
         }
         let same = state.nodes.get(&found.node);
@@ -60,6 +52,11 @@ impl Operations {
             ));
         }
         self.take_in(found.node, &name, addr, found.addrs).await
+    }
+
+    async fn also_named(&self, node: NodeId, name: &str) -> Result<AdminReply, Refusal> {
+        let host = name.to_owned();
+        self.propose(Command::AlsoNamed { node, host }).await
     }
 
     async fn take_in(
