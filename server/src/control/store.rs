@@ -261,7 +261,10 @@ impl Control {
         match joint.consensus.propose(command).await {
             Ok(outcome) => Ok(Ok(outcome)),
             Err(NotProposed::NotLeader(leader)) => Ok(Err(leader)),
-            Err(NotProposed::Alone) => Err(joint.no_majority().await),
+            Err(NotProposed::Alone) => match joint.missed().await {
+                Some(error) => Err(error),
+                None => Ok(Err(None)),
+            },
             Err(NotProposed::Unconfirmed) => {
                 Err(ControlError::Unconfirmed(joint.silent_voters().await))
             }
@@ -293,6 +296,14 @@ impl Joint {
         ControlError::NoMajority(self.silent_voters().await)
     }
 
+    /// For a leader that no majority has answered for some time: that, unless one answers now. Then it has been away
+    /// itself, and is about to hear of another leader.
+    async fn missed(&self) -> Option<ControlError> {
+        let silent = self.silent_voters().await;
+        let voters = self.consensus.standing().voters.len();
+        (2 * silent.len() >= voters).then_some(ControlError::NoMajority(silent))
+    }
+
     /// Another node of the cluster, a different one with each turn.
     fn another(&self, turn: usize) -> Option<NodeId> {
         let state = self.consensus.state();
@@ -315,7 +326,10 @@ impl Joint {
             let leader = match self.consensus.propose(command.clone()).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(NotProposed::NotLeader(leader)) => leader.filter(|leader| *leader != own),
-                Err(NotProposed::Alone) => return Err(self.no_majority().await),
+                Err(NotProposed::Alone) => match self.missed().await {
+                    Some(error) => return Err(error),
+                    None => None,
+                },
                 Err(NotProposed::Unconfirmed) => {
                     return Err(ControlError::Unconfirmed(self.silent_voters().await));
                 }
