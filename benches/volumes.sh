@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Many volumes on a cluster of three nodes on this machine: how fast they are created and started, how long `volume set`
 # takes to reach a mounted client, what the daemons need of memory and processor while idle, and how long a restart of all
-# three takes until every set serves. VOLUMES (1,000 by default) volumes of three bricks of the smallest size, in DIR
-# (about 6 MiB of disk each brick). Builds nothing: `cargo build --release --workspace --bins` first.
+# three takes until every set serves. VOLUMES (1,000 by default) volumes of three bricks of the smallest size. A started
+# brick has some 30 MiB promised by its host, most of which is never written: the bricks lie on an XFS in a sparse file in
+# DIR, which takes about 1 MiB for each. Needs root and xfsprogs; builds nothing: `cargo build --release --bins` first.
 #
 #   VOLUMES=1000 benches/volumes.sh DIR
 set -u
@@ -11,7 +12,11 @@ volumes=${VOLUMES:-1000} parallel=${PARALLEL:-4}
 bin=${BIN:-$(cd "$(dirname "$0")/.." && pwd)/target/release}
 port=${PORT:-26007}
 mkdir -p "$dir" && dir=$(cd "$dir" && pwd) || exit 1
-[ -e "$dir/n1" ] && { echo "$dir is used already"; exit 1; }
+image=$dir/image
+[ -e "$image" ] && { echo "$dir is used already"; exit 1; }
+dir=$dir/host
+mkdir -p "$dir" && truncate -s $((volumes * 100 + 2000))M "$image" && mkfs.xfs -q "$image" &&
+    mount -o loop "$image" "$dir" || { rm -f "$image"; exit 1; }
 declare -a pids
 up() { # NODE
     mkdir -p "$dir/n$1"
@@ -22,8 +27,10 @@ up() { # NODE
 down() {
     mountpoint -q "$dir/mnt" && umount "$dir/mnt"
     kill "${pids[@]}" 2>/dev/null; wait 2>/dev/null
+    umount "$dir" && rm -f "$image"
 }
 trap down EXIT
+trap 'exit 1' INT TERM
 now() { date +%s.%N; }
 since() { echo "$(now) $1" | awk '{ printf "%.2f", $1 - $2 }'; }
 mortar() { "$bin/mortar" --server "127.0.0.$1:$port" --mode=script "${@:2}"; }
