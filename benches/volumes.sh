@@ -51,8 +51,7 @@ took=$(since "$begun")
 echo "created and started: $volumes volumes in $took s, $(echo "$volumes $took" | awk '{ printf "%.1f", $1 / $2 }') per second"
 
 mkdir -p "$dir/mnt"
-"$bin/mortar" mount "127.0.0.2:$port:/v1" "$dir/mnt" 2>/dev/null ||
-    "$bin/mortar" mount "127.0.0.2:/v1" "$dir/mnt" -o "server-port=$port" || exit 1
+"$bin/mortar" mount 127.0.0.2:/v1 "$dir/mnt" -o "server-port=$port" || exit 1
 echo text >"$dir/mnt/file"
 begun=$(now)
 mortar 3 volume set v1 features.read-only on >/dev/null
@@ -62,7 +61,7 @@ echo "volume set: answered after $set_took s, in effect on the mount after $(sin
 mortar 3 volume set v1 features.read-only off >/dev/null
 
 sleep 15
-before=$(ticks); client=$(pgrep -f "mortar mount 127.0.0.2.*$dir/mnt" | head -1)
+before=$(ticks); client=$(pgrep -f -- "$dir/mnt" | head -1)
 client_before=$(awk '{ print $14 + $15 }' "/proc/$client/stat"); sleep 20
 hz=$(getconf CLK_TCK)
 echo "idle: the daemons together $(echo "$before $(ticks) $hz" | awk '{ printf "%.2f", ($2 - $1) / $3 / 20 * 100 }') % of a core," \

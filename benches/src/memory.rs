@@ -71,9 +71,9 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<(), String> {
     catch_signals()?;
     let backing = Backing::new(&options.dir, options.image_mib)?;
-    let mortar = Mortar::start(&backing, options.image_mib * 3 / 10, "")?;
+    let mortar = Mortar::start(&backing, 1, options.image_mib * 3 / 10, "")?;
     let watch = Watch {
-        daemon: mortar.daemon(),
+        daemon: *mortar.daemons().first().ok_or("there is no daemon")?,
         client: *mortar.clients().first().ok_or("the mount has no process")?,
     };
     println!(

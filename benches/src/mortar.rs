@@ -15,7 +15,7 @@ pub const VOLUME: &str = "bench";
 
 /// A mounted replica 3 volume; taken down when dropped.
 pub struct Mortar {
-    daemon: Child,
+    daemons: Vec<Child>,
     bin: PathBuf,
     work: PathBuf,
     addr: SocketAddr,
@@ -23,46 +23,63 @@ pub struct Mortar {
 }
 
 impl Mortar {
-    /// Starts mortard, creates and starts the volume on three bricks of `brick_mib` MiB, and mounts it.
+    /// Starts `nodes` mortard as one cluster, creates and starts the volume on three bricks of `brick_mib` MiB, on one
+    /// node after the other, and mounts it.
     ///
     /// # Errors
     /// What a command said.
-    pub fn start(backing: &Backing, brick_mib: u64, mount_options: &str) -> Result<Self, String> {
-        let side = Self::spawn(backing.scratch().join("mortar"))?;
+    pub fn start(
+        backing: &Backing,
+        nodes: u8,
+        brick_mib: u64,
+        mount_options: &str,
+    ) -> Result<Self, String> {
+        let mut side = Self::new(backing.scratch().join("mortar"))?;
+        for node in 1..=nodes {
+            side.spawn(node)?;
+        }
+        side.patiently(&["volume", "list"])?;
+        for node in 2..=nodes {
+            let addr = SocketAddr::from(([127, 0, 0, node], side.addr.port()));
+            side.patiently(&["peer", "probe", &addr.to_string()])?;
+        }
         let bricks: Vec<String> = (1..=3)
             .map(|n| {
                 let dir = backing.bricks().join(format!("mortar{n}"));
-                format!("127.0.0.1:{}", dir.display())
+                format!("127.0.0.{}:{}", (n - 1) % nodes + 1, dir.display())
             })
             .collect();
         let size = format!("{brick_mib}M");
         let mut create = vec!["volume", "create", VOLUME, "replica", "3"];
         create.extend(bricks.iter().map(String::as_str));
         create.extend(["--brick-size", &size, "force"]);
-        let mut tries = 0;
-        while let Err(err) = side.command(&create) {
-            check()?;
-            tries += 1;
-            if tries > 20 {
-                return Err(err);
-            }
-            pause(Duration::from_millis(250));
-        }
+        side.patiently(&create)?;
         side.command(&["volume", "start", VOLUME])?;
         side.mount_volume(mount_options)?;
         Ok(side)
     }
 
-    fn spawn(work: PathBuf) -> Result<Self, String> {
-        let bin = bin_dir()?;
+    fn new(work: PathBuf) -> Result<Self, String> {
         let mount = work.join("mnt");
         std::fs::create_dir_all(&mount).map_err(|err| err.to_string())?;
-        let log = File::create(work.join("mortard.log")).map_err(|err| err.to_string())?;
-        let addr = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-        let api = format!("127.0.0.1:{}", free_port()?);
-        let daemon = Command::new(bin.join("mortard"))
+        Ok(Self {
+            daemons: Vec::new(),
+            bin: bin_dir()?,
+            work,
+            addr: SocketAddr::from(([127, 0, 0, 1], free_port()?)),
+            mount,
+        })
+    }
+
+    fn spawn(&mut self, node: u8) -> Result<(), String> {
+        let work = &self.work;
+        let log = work.join(format!("mortard{node}.log"));
+        let log = File::create(log).map_err(|err| err.to_string())?;
+        let addr = SocketAddr::from(([127, 0, 0, node], self.addr.port()));
+        let api = format!("127.0.0.{node}:{}", free_port()?);
+        let daemon = Command::new(self.bin.join("mortard"))
             .arg("--data-dir")
-            .arg(work.join("data"))
+            .arg(work.join(format!("data{node}")))
             .arg("--secret-file")
             .arg(work.join("secret"))
             .args(["--listen", &addr.to_string(), "--api", &api])
@@ -73,16 +90,26 @@ impl Mortar {
             .process_group(0)
             .spawn()
             .map_err(|err| format!("mortard: {err}"))?;
-        Ok(Self {
-            daemon,
-            bin,
-            work,
-            addr,
-            mount,
-        })
+        self.daemons.push(daemon);
+        Ok(())
     }
 
-    /// Runs `mortar` against this daemon.
+    /// As [`Self::command`], for as long as a daemon may take to start.
+    fn patiently(&self, args: &[&str]) -> Result<String, String> {
+        let mut tries = 0;
+        loop {
+            match self.command(args) {
+                Err(err) if tries > 20 => return Err(err),
+                Err(_) => {}
+                done => return done,
+            }
+            check()?;
+            tries += 1;
+            pause(Duration::from_millis(250));
+        }
+    }
+
+    /// Runs `mortar` against the first daemon.
     fn command(&self, args: &[&str]) -> Result<String, String> {
         let server = self.addr.to_string();
         let mut all = vec!["--server", &server];
@@ -105,7 +132,7 @@ impl Mortar {
             .map(drop)
     }
 
-    /// Address of the daemon.
+    /// Address of the first daemon.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -115,9 +142,9 @@ impl Mortar {
         &self.mount
     }
 
-    /// Process id of the daemon.
-    pub fn daemon(&self) -> u32 {
-        self.daemon.id()
+    /// Process ids of the daemons.
+    pub fn daemons(&self) -> Vec<u32> {
+        self.daemons.iter().map(Child::id).collect()
     }
 
     /// Process ids of the mount.
@@ -133,8 +160,10 @@ impl Drop for Mortar {
         if !wait_gone(&clients) {
             kill(&clients);
         }
-        // It may have ended by itself.
-        let _ = self.daemon.kill();
-        let _ = self.daemon.wait();
+        for daemon in &mut self.daemons {
+            // It may have ended by itself.
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
     }
 }

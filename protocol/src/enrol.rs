@@ -31,7 +31,7 @@ pub const SOCKET: &str = "mortard.sock";
 pub const SOCKET_VARIABLE: &str = "MORTAR_SOCKET";
 const VERSION: u16 = 1;
 const MAX_REPLY: u32 = 64 << 10;
-const ANSWER_TIME: Duration = Duration::from_secs(5);
+const ANSWER_TIME: Duration = Duration::from_secs(4);
 
 /// What a daemon gives to a user it trusts.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

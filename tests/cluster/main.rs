@@ -12,18 +12,16 @@ mod voters;
 
 /// One test on processes at loopback addresses and again in network namespaces.
 macro_rules! on_both {
-    ($name:ident $(, ignored because $why:literal)?) => {
+    ($name:ident) => {
         mod $name {
             use mortar_tests::real::Net;
 
             #[test]
-            $(#[ignore = $why])?
             fn on_loopback() {
                 super::$name(Net::Loopback);
             }
 
             #[test]
-            $(#[ignore = $why])?
             fn in_namespaces() {
                 if Net::Namespaces.is_available() {
                     super::$name(Net::Namespaces);

@@ -79,10 +79,7 @@ fn the_whole_cluster_restarts_in_any_order(net: Net) {
     }
 }
 
-on_both!(
-    one_of_three_is_not_missed,
-    ignored because "a command may take 5.1 s just after a node went away, and a look at the cluster may fail"
-);
+on_both!(one_of_three_is_not_missed);
 fn one_of_three_is_not_missed(net: Net) {
     let mut cluster = Cluster::new(net, 3);
     cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
@@ -157,10 +154,7 @@ fn says_who_is_gone(cluster: &Cluster, n: u8, silent: u8) {
     assert!(!out.status.success() && named, "{create:?}: {line}");
 }
 
-on_both!(
-    a_node_that_hangs_is_named,
-    ignored because "the first command after a node began to hang may take 5.1 s"
-);
+on_both!(a_node_that_hangs_is_named);
 fn a_node_that_hangs_is_named(net: Net) {
     let cluster = Cluster::new(net, 3);
     cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
@@ -216,20 +210,7 @@ fn a_node_whose_link_is_down_is_named() {
     }
 }
 
-#[test]
-#[ignore = "volume stop at a leader that lost its followers takes 5.7 s: a look at the bricks, then the wait for a majority"]
-fn without_a_majority_reads_go_on_on_loopback() {
-    without_a_majority_reads_go_on(Net::Loopback);
-}
-
-#[test]
-#[ignore = "as on loopback"]
-fn without_a_majority_reads_go_on_in_namespaces() {
-    if Net::Namespaces.is_available() {
-        without_a_majority_reads_go_on(Net::Namespaces);
-    }
-}
-
+on_both!(without_a_majority_reads_go_on);
 fn without_a_majority_reads_go_on(net: Net) {
     let mut cluster = Cluster::new(net, 3);
     cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
@@ -303,7 +284,6 @@ fn without_a_majority_reads_go_on(net: Net) {
 }
 
 #[test]
-#[ignore = "a mount opens a session, which is a command of the control plane"]
 fn mounting_needs_no_majority() {
     let mut cluster = Cluster::new(Net::Loopback, 3);
     let brick = cluster.brick(1, "own");

@@ -51,8 +51,10 @@ impl Side for Mortar {
     }
 
     fn processes(&self) -> Vec<(String, u32)> {
+        let daemons = self.daemons().into_iter().enumerate();
         let clients = self.clients().into_iter();
-        std::iter::once(("mortard".to_owned(), self.daemon()))
+        daemons
+            .map(|(at, pid)| (format!("mortard {}", at + 1), pid))
             .chain(clients.map(|pid| ("mount".to_owned(), pid)))
             .collect()
     }
@@ -84,6 +86,10 @@ struct Options {
     /// jobs, and listing, long and aged, which take minutes each).
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+    /// mortard processes of Mortar's side, on 127.0.0.1, .2, .3: its three bricks lie on them in turn. GlusterFS has a
+    /// process for each brick in any case.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    nodes: u8,
     /// Only this side.
     #[arg(long, value_parser = ["mortar", "gluster"])]
     side: Option<String>,
@@ -128,7 +134,7 @@ impl Options {
         }
         if wanted("mortar") {
             let brick_mib = self.image_mib / 4;
-            let side = Mortar::start(backing, brick_mib, &self.mount_options)?;
+            let side = Mortar::start(backing, self.nodes, brick_mib, &self.mount_options)?;
             sides.push(Box::new(side));
         }
         Ok(sides)

@@ -20,6 +20,10 @@ use super::state::{Brick, Queued};
 
 /// How often bricks are told that time has passed.
 const TICK: Duration = Duration::from_millis(100);
+/// How often those are told to which nothing has happened for a while: a node may have thousands of them.
+const QUIET_TICK: Duration = Duration::from_secs(1);
+/// After how long without anything a brick is one of those.
+const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// Most rounds of one run; what is left is handled by the next, which is asked for at once.
 const MAX_ROUNDS: usize = 64;
 
@@ -103,6 +107,10 @@ impl Core {
         if self.ticked.is_none_or(|then| self.now.since(then) >= TICK) {
             self.ticked = Some(self.now);
             for (id, brick) in &mut self.bricks {
+                let quiet = self.now.since(brick.active) >= QUIET_AFTER && brick.is_idle();
+                if quiet && self.now.since(brick.now) < QUIET_TICK {
+                    continue;
+                }
                 brick.now = self.now;
                 brick.wall = wall;
                 brick.tick();
@@ -150,6 +158,7 @@ impl Core {
             match self.bricks.get_mut(&to) {
                 Some(brick) => {
                     brick.now = self.now;
+                    brick.active = self.now;
                     brick.on_peer(frame);
                     busy.insert(to);
                 }
@@ -161,6 +170,7 @@ impl Core {
     fn brick(&mut self, id: BrickId, busy: &mut BTreeSet<BrickId>) -> Option<&mut Brick> {
         let brick = self.bricks.get_mut(&id)?;
         brick.now = self.now;
+        brick.active = self.now;
         brick.wall = self.wall;
         brick.more = self.left > 0;
         busy.insert(id);

@@ -79,6 +79,8 @@ pub(super) struct Brick {
     /// What its pending map takes of the daemon's.
     pub(super) share: BudgetShare,
     pub(super) now: Mono,
+    /// When something last happened to it, other than that time passed.
+    pub(super) active: Mono,
     pub(super) wall: Time,
     pub(super) life: Life,
     pub(super) complaints: Complaints,
@@ -171,6 +173,7 @@ impl Brick {
             completions,
             share,
             now,
+            active: now,
             wall: Time::default(),
             life: Life::Serving,
             complaints: Complaints::default(),
@@ -352,8 +355,8 @@ impl Brick {
         let silent = self
             .reported
             .is_none_or(|then| now.since(then) >= REPORT_EVERY);
-        // The answer tells what it must know to serve; it may have learnt of its view from a peer alone.
-        let told = self.log.is_member() && self.shape.is_some() && self.book.is_some();
+        // The answer tells what it must know.
+        let told = self.log.is_member() && self.is_told();
         if silent && !told && self.life == Life::Serving {
             self.reported = Some(now);
             if self.storage.poisoned().is_none() {
@@ -361,6 +364,29 @@ impl Brick {
             }
         }
         self.tick_calls();
+    }
+
+    /// Whether it waits for nothing: it is a member that knows what it must know, and nobody waits for it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.life == Life::Serving
+            && self.is_told()
+            && self.log.is_member()
+            && self.queue.is_empty()
+            && self.held.is_empty()
+            && self.unstaged.is_empty()
+            && self.crowded.is_empty()
+            && self.committing.is_empty()
+            && self.flushing.is_empty()
+            && self.reads.is_empty()
+            && self.reading.is_empty()
+            && self.lock_waits.is_empty()
+            && self.arriving.is_empty()
+            && self.freed.is_none()
+    }
+
+    /// Whether it has been told what it must know to serve; it may have learnt of its view from a peer alone.
+    fn is_told(&self) -> bool {
+        self.shape.is_some() && self.book.is_some()
     }
 
     /// Says that this run is there.

@@ -16,6 +16,8 @@ use super::views::{Configured, Scene, Seen};
 
 /// Rounds of decisions on one set before others get a turn: each follows from the one before.
 const ROUNDS: usize = 8;
+/// How often sets are looked at for which nothing is due.
+const SETTLED_EVERY: Duration = Duration::from_secs(5);
 
 /// Takes orders to bricks, wherever they are.
 pub trait Orders: Send + Sync {
@@ -28,6 +30,9 @@ pub struct Leader {
     control: Arc<Control>,
     orders: Arc<dyn Orders>,
     seen: BTreeMap<SetId, Seen>,
+    /// Sets for which something is due, or may be by the passing of time alone.
+    restless: BTreeSet<SetId>,
+    looked: Option<Mono>,
     /// Version of each volume that its bricks were told.
     told: BTreeMap<VolumeId, u64>,
 }
@@ -39,6 +44,8 @@ impl Leader {
             control,
             orders,
             seen: BTreeMap::new(),
+            restless: BTreeSet::new(),
+            looked: None,
             told: BTreeMap::new(),
         };
         let state = leader.control.state();
@@ -80,7 +87,7 @@ impl Leader {
             let brick = (node, report.brick);
             match &report.event {
                 BrickEvent::Started { .. } => {
-                    self.greet(volume, brick, report.set.index);
+                    self.greet(&state, volume, brick, report.set.index);
                 }
                 BrickEvent::SilentSessions { sessions } => {
                     let list = silent.entry(report.set.volume).or_default();
@@ -100,6 +107,7 @@ impl Leader {
                 self.orders.order(brick, ToBrick::View(current.clone()));
             }
             self.seen.entry(report.set).or_default().report(&report);
+            self.restless.insert(report.set);
             touched.insert(report.set);
         }
         for (volume, sessions) in silent {
@@ -113,11 +121,35 @@ impl Leader {
     /// # Errors
     /// If a decision cannot be made durable.
     pub async fn tick(&mut self, now: Mono) -> Result<(), ControlError> {
-        self.forget_stopped();
-        let sets: BTreeSet<SetId> = self.seen.keys().copied().collect();
+        if self
+            .looked
+            .is_none_or(|then| now.since(then) >= SETTLED_EVERY)
+        {
+            self.looked = Some(now);
+            self.forget_stopped();
+            self.restless = self.seen.keys().copied().collect();
+        }
+        let sets = self.restless.clone();
         self.decide(sets.clone(), now).await?;
         self.remind(&sets);
+        self.rest();
         Ok(())
+    }
+
+    /// Leaves sets alone until something is reported that have a view in effect whose members have all been heard and
+    /// that do not wait to be opened.
+    fn rest(&mut self) {
+        let state = self.control.state();
+        self.restless.retain(|set| {
+            let (Some((_, views)), Some(seen)) = (state.set(*set), self.seen.get(set)) else {
+                return false;
+            };
+            let settled = views.current.as_ref().is_some_and(|view| {
+                let mut members = view.members.iter();
+                view.effective && members.all(|member| seen.has_heard(member.brick))
+            });
+            !settled || seen.waits()
+        });
     }
 
     /// Orders may be lost: members that have not been heard of are asked, and a view that does not take effect is sent
@@ -175,10 +207,10 @@ impl Leader {
     }
 
     /// What a brick must know before it can be a member.
-    fn greet(&self, volume: &Volume, brick: (NodeId, BrickId), index: SetIndex) {
+    fn greet(&self, state: &State, volume: &Volume, brick: (NodeId, BrickId), index: SetIndex) {
         self.orders
             .order(brick, ToBrick::Shape(shape(volume, index)));
-        self.orders.order(brick, sessions(volume));
+        self.orders.order(brick, sessions(state, volume));
         if let Some(view) = &volume.sets[index.0 as usize].current {
             self.orders.order(brick, ToBrick::View(view.clone()));
         }
@@ -203,9 +235,11 @@ impl Leader {
             self.control.propose(command).await?;
         }
         // Also when they had ended already: a set that asks has not heard.
-        if let Some(volume) = self.control.state().volumes.get(&volume) {
+        let state = self.control.state();
+        if let Some(volume) = state.volumes.get(&volume) {
             for brick in volume.info.sets.iter().flatten() {
-                self.orders.order((brick.node, brick.id), sessions(volume));
+                self.orders
+                    .order((brick.node, brick.id), sessions(&state, volume));
             }
         }
         Ok(())
@@ -314,10 +348,13 @@ fn millis(volume: &Volume, option: &str) -> u32 {
     u32::try_from(millis).unwrap_or(u32::MAX)
 }
 
-fn sessions(volume: &Volume) -> ToBrick {
+/// Those that are set aside may have been given, without a majority that heard of it.
+fn sessions(state: &State, volume: &Volume) -> ToBrick {
+    let known = volume.sessions.keys();
+    let live = known.chain(state.set_aside.values().flatten());
     ToBrick::Sessions {
-        below: volume.next_session,
-        live: volume.sessions.keys().copied().collect(),
+        below: state.next_session,
+        live: live.copied().collect(),
     }
 }
 
@@ -494,11 +531,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_settled_set_is_left_alone_until_something_is_reported() {
+        let (_, told, mut leader) = led().await;
+        leader.tick(Mono(0)).await.unwrap();
+        make_whole(&mut leader, &told).await;
+        leader.tick(Mono(3)).await.unwrap();
+        assert!(leader.restless.is_empty());
+        let reports = vec![report(2, BrickEvent::Stopped)];
+        leader.reports(reports, Mono(4)).await.unwrap();
+        assert_eq!(leader.restless.len(), 1);
+        // A view without it is on its way: that is sent again until it takes effect.
+        leader.tick(Mono(5)).await.unwrap();
+        assert_eq!(leader.restless.len(), 1);
+    }
+
+    #[tokio::test]
     async fn silent_sessions_end_everywhere_and_strangers_are_ignored() {
         let (control, told, mut leader) = led().await;
-        for _ in 0..2 {
+        let aside = Command::SetAside {
+            node: NODE,
+            count: 3,
+        };
+        control.propose(aside).await.unwrap();
+        for session in [1, 2] {
             let open = Command::OpenSession {
-                volume: "v".to_owned(),
+                node: NODE,
+                session: SessionId(session),
+                volume: VolumeId(1),
                 uid: 0,
             };
             control.propose(open).await.unwrap();
@@ -509,8 +568,8 @@ mod tests {
         let reports = vec![report(7, silent.clone()), report(1, silent)];
         leader.reports(reports, Mono(1)).await.unwrap();
         let expected = ToBrick::Sessions {
-            below: SessionId(3),
-            live: vec![SessionId(2)],
+            below: SessionId(4),
+            live: vec![SessionId(2), SessionId(3)],
         };
         let orders = told.0.lock();
         assert_eq!(orders.len(), 3);

@@ -1,7 +1,7 @@
 //! The control plane's state and the commands that change it. Deterministic: the same commands in the same order give
 //! the same state and the same outcomes on every node, whatever the node, the time or the build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub const MAX_VOLUME_NAME: usize = 255;
 /// Most sessions of a volume at a time.
 pub const MAX_SESSIONS: usize = 65_536;
+/// Most numbers of sessions that are set aside for a node.
+pub const MAX_SET_ASIDE: u32 = 1_024;
 
 /// A set's views as the control plane has decided them.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Default, Debug)]
@@ -34,8 +36,6 @@ pub struct Volume {
     pub info: VolumeInfo,
     /// Views of its sets, in order.
     pub sets: Vec<SetViews>,
-    /// The number the next session gets.
-    pub next_session: SessionId,
     /// Live sessions and the uid each is bound to (0: none).
     pub sessions: BTreeMap<SessionId, u32>,
     /// It has been started at least once: its shard size is fixed.
@@ -107,6 +107,10 @@ pub struct State {
     pub creating: BTreeMap<VolumeId, Creating>,
     /// Bricks of volumes that were deleted or never finished.
     pub left_over: BTreeMap<BrickId, LeftOver>,
+    /// Numbers below this one were given to sessions, or set aside for them. Sessions of all volumes share them.
+    pub next_session: SessionId,
+    /// Numbers that a node may give to new sessions of any volume before the control plane knows of the session.
+    pub set_aside: BTreeMap<NodeId, BTreeSet<SessionId>>,
 }
 
 /// A change of the state.
@@ -210,10 +214,21 @@ pub enum Command {
         /// The option; none: all.
         option: Option<String>,
     },
-    /// A new session of a started volume.
+    /// Sets numbers of sessions aside for a node, until it has as many as this.
+    SetAside {
+        /// The node.
+        node: NodeId,
+        /// How many; at most [`MAX_SET_ASIDE`] count.
+        count: u32,
+    },
+    /// A node has given a number that was set aside for it to a session of a started volume.
     OpenSession {
-        /// Name.
-        volume: String,
+        /// The node.
+        node: NodeId,
+        /// The number.
+        session: SessionId,
+        /// The volume.
+        volume: VolumeId,
         /// uid it is bound to (0: none).
         uid: u32,
     },
@@ -235,8 +250,6 @@ pub enum Outcome {
     Done,
     /// Done, with lines for the person.
     Notes(Vec<String>),
-    /// The number of the new session.
-    Session(SessionId),
     /// Not done; what a person is told.
     Refused(String),
 }
@@ -279,7 +292,13 @@ impl State {
             Command::Delete { volume, now_secs } => self.delete(volume, *now_secs),
             Command::Set { volume, options } => self.set_options(volume, options),
             Command::Reset { volume, option } => self.reset(volume, option.as_deref()),
-            Command::OpenSession { volume, uid } => self.open_session(volume, *uid),
+            Command::SetAside { node, count } => self.set_aside(*node, *count),
+            Command::OpenSession {
+                node,
+                session,
+                volume,
+                uid,
+            } => self.open_session(*node, *session, *volume, *uid),
             Command::EndSessions { volume, sessions } => {
                 if let Some(volume) = self.volumes.get_mut(volume) {
                     let volume = Arc::make_mut(volume);
@@ -414,7 +433,6 @@ impl State {
         let volume = Volume {
             sets: vec![SetViews::default(); info.sets.len()],
             info,
-            next_session: SessionId(1),
             sessions: BTreeMap::new(),
             was_started: false,
             starts: 0,
@@ -572,6 +590,7 @@ impl State {
             return Err("the node belongs to the cluster".to_owned());
         }
         self.nodes.remove(&node);
+        self.set_aside.remove(&node);
         self.left_over.retain(|_, left| left.brick.node != node);
         Ok(Outcome::Done)
     }
@@ -637,18 +656,45 @@ impl State {
         Ok(Outcome::Done)
     }
 
-    fn open_session(&mut self, name: &str, uid: u32) -> Result<Outcome, String> {
-        let volume = self.named(name)?;
-        if volume.info.state != VolumeState::Started {
-            return Err(format!("Volume {name} is not started"));
+    fn set_aside(&mut self, node: NodeId, count: u32) -> Result<Outcome, String> {
+        if !self.nodes.contains_key(&node) {
+            return Err("this node does not belong to the cluster".to_owned());
+        }
+        let own = self.set_aside.entry(node).or_default();
+        // 0 is no session.
+        let mut next = self.next_session.max(SessionId(1));
+        while own.len() < count.min(MAX_SET_ASIDE) as usize {
+            own.insert(next);
+            next = next.next();
+        }
+        self.next_session = next;
+        Ok(Outcome::Done)
+    }
+
+    fn open_session(
+        &mut self,
+        node: NodeId,
+        session: SessionId,
+        volume: VolumeId,
+        uid: u32,
+    ) -> Result<Outcome, String> {
+        let own = self.set_aside.get_mut(&node);
+        let given = own.is_some_and(|own| own.remove(&session));
+        let volume = self.volumes.get_mut(&volume);
+        let Some(volume) = volume.filter(|volume| volume.info.state == VolumeState::Started) else {
+            return Err("the session's volume is not started".to_owned());
+        };
+        if !given {
+            return match volume.sessions.contains_key(&session) {
+                true => Ok(Outcome::Done),
+                false => Err(format!("session {session} was not set aside")),
+            };
         }
         if volume.sessions.len() >= MAX_SESSIONS {
-            return Err(format!("Volume {name} has {MAX_SESSIONS} sessions already"));
+            return Err(format!("the volume has {MAX_SESSIONS} sessions already"));
         }
-        let session = volume.next_session;
-        volume.next_session = session.next();
-        volume.sessions.insert(session, uid);
-        Ok(Outcome::Session(session))
+        Arc::make_mut(volume).sessions.insert(session, uid);
+        Ok(Outcome::Done)
     }
 
     fn view(&mut self, view: &View) {

@@ -10,5 +10,6 @@ pub mod machine;
 pub mod nodes;
 pub mod operations;
 pub mod serve;
+pub mod sessions;
 pub mod store;
 pub mod views;

@@ -15,6 +15,10 @@ use mortar_protocol::watch::Sum;
 
 use super::machine::Chore;
 
+/// How long a node has to say that it is there. The one that leads is asked before a command is sent to it: one on its
+/// way to a node that has gone silent is lost, and nobody knows whether it was done.
+pub const THERE: Duration = Duration::from_millis(500);
+
 /// The part of the daemon that has the bricks of this node.
 pub trait BrickHost: Send + Sync + 'static {
     /// Whether a brick could be formatted here. The error is told to a person.
@@ -47,6 +51,12 @@ pub trait Nodes: Send + Sync + 'static {
         request: NodeRequest,
         limit: Duration,
     ) -> BoxFuture<'static, Result<NodeReply, Lost>>;
+    /// Whether a node answers within [`THERE`].
+    fn is_there(&self, node: NodeId) -> BoxFuture<'static, bool> {
+        // No orders at all: the lightest question.
+        let asked = self.ask(node, NodeRequest::Orders(Vec::new()), THERE);
+        Box::pin(async move { asked.await.is_ok() })
+    }
     /// The addresses of a host; empty if it has none.
     fn resolve(&self, host: &str) -> BoxFuture<'static, Vec<IpAddr>>;
     /// Whether an address is one of this machine.

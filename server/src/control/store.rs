@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::{BoxFuture, Either, select};
+use futures_util::future::{BoxFuture, Either, join_all, select};
 use mortar_protocol::env::Env;
 use mortar_protocol::ids::NodeId;
 use mortar_protocol::transport::Lost;
@@ -14,12 +14,13 @@ use tokio::sync::watch;
 
 use super::consensus::{Consensus, ControlDisk, NotProposed, Wire};
 use super::machine::{Command, Outcome, State};
+use super::sessions::Given;
 
 /// Name of the file in the data directory.
 pub const FILE: &str = "control.redb";
 
 /// How long a command waits for a leader.
-const LEADER_WAIT: Duration = Duration::from_millis(4_500);
+pub(in crate::control) const LEADER_WAIT: Duration = Duration::from_millis(3_500);
 /// Pause before a node that does not know better is asked again.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -80,8 +81,8 @@ pub trait Forward: Send + Sync + 'static {
         to: NodeId,
         command: &Command,
     ) -> BoxFuture<'static, Result<Result<Outcome, Option<NodeId>>, Lost>>;
-    /// Names of voters that do not answer.
-    fn silent(&self) -> Vec<String>;
+    /// Whether a node answers within [`THERE`](super::nodes::THERE).
+    fn is_there(&self, node: NodeId) -> BoxFuture<'static, bool>;
 }
 
 /// One node's view of the control plane.
@@ -201,6 +202,33 @@ impl Control {
         }
     }
 
+    /// That no majority answers, and who does not.
+    pub(in crate::control) async fn no_majority(&self) -> ControlError {
+        match &self.0 {
+            Way::Memory(_) => ControlError::NoMajority(Vec::new()),
+            Way::Consensus(joint) => joint.no_majority().await,
+        }
+    }
+
+    /// The sessions this node had opened when it ended last.
+    pub(in crate::control) fn given(&self) -> Vec<Given> {
+        match &self.0 {
+            Way::Memory(_) => Vec::new(),
+            Way::Consensus(joint) => joint.consensus.given(),
+        }
+    }
+
+    /// Notes the sessions this node has opened, in the order of the calls; completes when that is durable.
+    pub(in crate::control) fn note_given(
+        &self,
+        given: &[Given],
+    ) -> BoxFuture<'static, Result<(), String>> {
+        match &self.0 {
+            Way::Memory(_) => Box::pin(async { Ok(()) }),
+            Way::Consensus(joint) => joint.consensus.note_given(given),
+        }
+    }
+
     /// Has a command made durable and applied, by whichever node leads.
     ///
     /// # Errors
@@ -233,13 +261,49 @@ impl Control {
         match joint.consensus.propose(command).await {
             Ok(outcome) => Ok(Ok(outcome)),
             Err(NotProposed::NotLeader(leader)) => Ok(Err(leader)),
-            Err(NotProposed::Unconfirmed) => Err(ControlError::Unconfirmed(joint.forward.silent())),
+            Err(NotProposed::Alone) => match joint.missed().await {
+                Some(error) => Err(error),
+                None => Ok(Err(None)),
+            },
+            Err(NotProposed::Unconfirmed) => {
+                Err(ControlError::Unconfirmed(joint.silent_voters().await))
+            }
             Err(NotProposed::Failed(why)) => Err(ControlError::Failed(why)),
         }
     }
 }
 
 impl Joint {
+    /// Names of voters that do not answer now.
+    async fn silent_voters(&self) -> Vec<String> {
+        let voters = self.consensus.standing().voters.into_iter();
+        let others = voters.filter(|node| *node != self.consensus.own());
+        let looks = others.map(|node| {
+            let there = self.forward.is_there(node);
+            async move { (!there.await).then_some(node) }
+        });
+        let silent = join_all(looks).await.into_iter().flatten();
+        let state = self.consensus.state();
+        silent
+            .map(|node| match state.nodes.get(&node) {
+                Some(record) => record.host.clone(),
+                None => node.to_string(),
+            })
+            .collect()
+    }
+
+    async fn no_majority(&self) -> ControlError {
+        ControlError::NoMajority(self.silent_voters().await)
+    }
+
+    /// For a leader that no majority has answered for some time: that, unless one answers now. Then it has been away
+    /// itself, and is about to hear of another leader.
+    async fn missed(&self) -> Option<ControlError> {
+        let silent = self.silent_voters().await;
+        let voters = self.consensus.standing().voters.len();
+        (2 * silent.len() >= voters).then_some(ControlError::NoMajority(silent))
+    }
+
     /// Another node of the cluster, a different one with each turn.
     fn another(&self, turn: usize) -> Option<NodeId> {
         let state = self.consensus.state();
@@ -262,15 +326,21 @@ impl Joint {
             let leader = match self.consensus.propose(command.clone()).await {
                 Ok(outcome) => return Ok(outcome),
                 Err(NotProposed::NotLeader(leader)) => leader.filter(|leader| *leader != own),
+                Err(NotProposed::Alone) => match self.missed().await {
+                    Some(error) => return Err(error),
+                    None => None,
+                },
                 Err(NotProposed::Unconfirmed) => {
-                    return Err(ControlError::Unconfirmed(self.forward.silent()));
+                    return Err(ControlError::Unconfirmed(self.silent_voters().await));
                 }
                 Err(NotProposed::Failed(why)) => return Err(ControlError::Failed(why)),
             };
             // A node whose address has changed hears of no leader until it has told the new one: it asks around.
             turn += 1;
             let asked = leader.or(told.take()).or_else(|| self.another(turn));
-            if let Some(asked) = asked {
+            if let Some(asked) = asked
+                && self.forward.is_there(asked).await
+            {
                 match self.forward.propose(asked, &command).await {
                     Ok(Ok(outcome)) => return Ok(outcome),
                     Err(Lost::Unknown) => return Err(ControlError::Unknown),
@@ -283,7 +353,7 @@ impl Joint {
             }
             let left = until.since(self.env.now());
             if left.is_zero() {
-                return Err(ControlError::NoMajority(self.forward.silent()));
+                return Err(self.no_majority().await);
             }
             let known = self.consensus.standing();
             let news = std::pin::pin!(self.consensus.standing_after(&known));

@@ -112,6 +112,11 @@ impl Seen {
         }
     }
 
+    /// Whether the set waits to be opened.
+    pub fn waits(&self) -> bool {
+        self.closed_since.is_some()
+    }
+
     /// Whether a brick has said anything.
     pub fn has_heard(&self, brick: BrickId) -> bool {
         self.bricks.contains_key(&brick)

@@ -33,6 +33,7 @@ use crate::control::consensus::ControlDisk;
 use crate::control::nodes::Nodes;
 use crate::control::operations::Operations;
 use crate::control::serve::{Formatting, Served};
+use crate::control::sessions::Sessions;
 use crate::control::store::{Control, ControlError, Parts};
 
 /// What a daemon is told on its command line.
@@ -272,9 +273,11 @@ impl Running {
         peers.connect(&control, &served);
         let left = served.left.subscribe();
         let uid = rustix::process::geteuid().as_raw();
+        let sessions = Sessions::new(Arc::clone(&control), Arc::clone(&env), data.node);
         let admin = Admin::new(
             Arc::clone(&control),
             Arc::clone(&nodes),
+            Arc::clone(&sessions),
             Arc::clone(&env),
             (data.cluster, node),
             uid,
@@ -305,6 +308,7 @@ impl Running {
                 own_reports,
             )),
             tokio::spawn(caretaker.run()),
+            tokio::spawn(sessions.run()),
             tokio::spawn(answer_calls(Arc::new(admin), served, calls)),
             tokio::spawn(dump::follow_slow(Arc::clone(&bricks))),
             tokio::spawn(renew(Arc::clone(&data), live)),

@@ -296,21 +296,8 @@ impl Forward for Ways {
         })
     }
 
-    fn silent(&self) -> Vec<String> {
-        let Some(control) = self.0.control.get().and_then(Weak::upgrade) else {
-            return Vec::new();
-        };
-        let state = control.state();
-        let voters = control.consensus().map(|part| part.standing().voters);
-        let silent =
-            |node: &NodeId| *node != self.0.own && self.0.silent(*node) > Duration::from_secs(3);
-        let voters = voters.unwrap_or_default().into_iter().filter(silent);
-        voters
-            .map(|node| match state.nodes.get(&node) {
-                Some(record) => record.host.clone(),
-                None => node.to_string(),
-            })
-            .collect()
+    fn is_there(&self, node: NodeId) -> BoxFuture<'static, bool> {
+        Nodes::is_there(self, node)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A member that is not the primary, and a brick that wants to join: takes the primary's log over.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mortar_protocol::entry::{Entry, Space};
 use mortar_protocol::env::Mono;
@@ -9,6 +10,9 @@ use mortar_protocol::peer::PeerMessage;
 
 use super::core::{Action, REPEAT, Role, SetLog};
 use super::history::Positions;
+
+/// How long after a change, and how often else, the primary hears of every change of the space.
+const EXACT: Duration = Duration::from_secs(60);
 
 /// What a backup keeps beside its log.
 #[derive(Default)]
@@ -21,6 +25,8 @@ pub(super) struct Backup {
     pub(super) answer_due: bool,
     /// The space that the primary was last told of, and when.
     space_told: (Space, Mono),
+    /// When entries, or a question for positions, last came.
+    appended: Mono,
     /// When the state was last sent.
     state_sent: Option<Mono>,
     /// Newest entry that a read waits for.
@@ -62,6 +68,23 @@ impl SetLog {
             join: !self.is_member(),
         };
         self.send(primary, message, Vec::new(), out);
+    }
+
+    /// Whether the primary is to hear of the space though it is owed nothing: a change may wait for room here. Where
+    /// nothing is changed, bricks that share a host's file system would tell of each other's writes all the time.
+    fn space_is_news(&self) -> bool {
+        let (told, when) = self.backup.space_told;
+        let since = self.now.since(when);
+        if told == self.space || since < REPEAT / 5 {
+            return false;
+        }
+        let far = |then: u64, now: u64| then.abs_diff(now) > then.max(now) / 16;
+        self.now.since(self.backup.appended) < EXACT
+            || since >= EXACT
+            || told.total != self.space.total
+            || far(told.free, self.space.free)
+            || far(told.free_now, self.space.free_now)
+            || far(told.ring_free, self.space.ring_free)
     }
 
     /// Entries that follow `prev`.
@@ -118,6 +141,7 @@ impl SetLog {
             view.effective = true;
         }
         self.backup.answer_due = true;
+        self.backup.appended = self.now;
         self.follow(out);
     }
 
@@ -168,9 +192,7 @@ impl SetLog {
 
     pub(super) fn finish_backup(&mut self, out: &mut Vec<Action>) {
         self.follow(out);
-        // A change may wait for room here while nothing else is to be answered.
-        let (told, when) = self.backup.space_told;
-        self.backup.answer_due |= told != self.space && self.now.since(when) >= REPEAT / 5;
+        self.backup.answer_due |= self.space_is_news();
         if !std::mem::take(&mut self.backup.answer_due) || self.backup.agreed == Seq(0) {
             return;
         }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use mortar_protocol::admin::{AdminReply, AdminRequest, BrickSpec, CreateVolume};
 use mortar_protocol::env::Env;
+use mortar_protocol::ids::SessionId;
 use mortar_protocol::view::SetKind;
 use parking_lot::Mutex;
 
@@ -54,6 +55,8 @@ pub struct Book {
     pub volumes: Mutex<BTreeMap<String, Expected>>,
     /// Counts.
     pub counts: Mutex<Counts>,
+    /// Numbers that sessions were given, and of which volume.
+    pub sessions: Mutex<BTreeMap<SessionId, String>>,
     /// Commands that wait for an answer.
     pub waiting: Mutex<BTreeMap<u64, String>>,
 }
@@ -122,6 +125,27 @@ pub async fn ask(
         Answer::Unknown => counts.unknown += 1,
     }
     answer
+}
+
+/// A client mounts a volume; no two may get the same number, whatever was lost and whoever was restarted.
+async fn open_session(world: &Arc<World>, book: &Arc<Book>, node: usize, volume: String) {
+    let request = AdminRequest::OpenSession {
+        volume: volume.clone(),
+    };
+    let reply = Arc::clone(world).call(node, request).await;
+    book.counts.lock().commands += 1;
+    let Some(AdminReply::Session(session)) = reply else {
+        book.counts.lock().refused += 1;
+        return;
+    };
+    book.counts.lock().done += 1;
+    world.exec.note(&format!("n{node} gave session {session}"));
+    let before = book.sessions.lock().insert(session, volume);
+    if let Some(before) = before {
+        world.fail(format!(
+            "session {session} was given twice, first for {before}"
+        ));
+    }
 }
 
 /// A volume with a brick on each of some nodes.
@@ -204,7 +228,7 @@ pub async fn client(
             env.sleep(Duration::from_millis(rng.range(1, 1_500))).await;
             let node = any(&mut rng);
             let volume = name.clone();
-            match rng.below(8) {
+            match rng.below(10) {
                 0 | 1 => {
                     let start = AdminRequest::Start {
                         volume,
@@ -226,6 +250,7 @@ pub async fn client(
                     let answer = ask(&world, &book, node, set).await;
                     book.was_set(&name, &value, &answer);
                 }
+                6 | 7 => open_session(&world, &book, node, volume).await,
                 _ => {
                     let delete = AdminRequest::Delete { volume };
                     let answer = ask(&world, &book, node, delete).await;

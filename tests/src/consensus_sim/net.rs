@@ -322,8 +322,8 @@ impl Forward for Ways {
         })
     }
 
-    fn silent(&self) -> Vec<String> {
-        Vec::new()
+    fn is_there(&self, node: NodeId) -> BoxFuture<'static, bool> {
+        Nodes::is_there(self, node)
     }
 }
 

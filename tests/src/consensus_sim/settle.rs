@@ -173,6 +173,7 @@ pub fn settled(world: &Arc<World>, book: &Arc<Book>) {
     }
     if wait(world) {
         bricks(world);
+        sessions(world, book);
         answers(world, book);
     }
 }
@@ -190,6 +191,28 @@ fn promptly(world: &Arc<World>, book: &Arc<Book>, node: usize, request: AdminReq
         world.fail(format!("n{node} answered {answer:?} to {text}"));
     }
     answer
+}
+
+/// The control plane has heard of each number that was given, and of nothing else.
+fn sessions(world: &Arc<World>, book: &Arc<Book>) {
+    let Some(states) = states(world) else { return };
+    for (session, volume) in book.sessions.lock().iter() {
+        if states[0]
+            .set_aside
+            .values()
+            .any(|own| own.contains(session))
+        {
+            world.fail(format!("nobody has heard of session {session} of {volume}"));
+        }
+        let other = states[0]
+            .volumes
+            .values()
+            .find(|other| other.sessions.contains_key(session) && other.info.name != *volume);
+        if let Some(other) = other {
+            let other = &other.info.name;
+            world.fail(format!("session {session} of {volume} is one of {other}"));
+        }
+    }
 }
 
 /// No orphan brick, no half volume.

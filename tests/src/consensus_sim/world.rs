@@ -14,6 +14,7 @@ use mortar_server::control::caretaker::Caretaker;
 use mortar_server::control::machine::State;
 use mortar_server::control::operations::Operations;
 use mortar_server::control::serve::{Formatting, Served};
+use mortar_server::control::sessions::Sessions;
 use mortar_server::control::store::{Control, Parts};
 use mortar_server::node::leading::{self, Leading};
 use parking_lot::Mutex;
@@ -275,9 +276,11 @@ impl World {
             pid: owner,
             version: "1".to_owned(),
         };
+        let sessions = Sessions::new(Arc::clone(&control), Arc::clone(&env), net::id(node));
         let admin = Arc::new(Admin::new(
             Arc::clone(&control),
             Arc::clone(&ways) as _,
+            Arc::clone(&sessions),
             Arc::clone(&env),
             (CLUSTER, info),
             0,
@@ -298,6 +301,7 @@ impl World {
         let told = leading::report(Arc::clone(&control), ways, told, own_reports);
         env.spawn(Box::pin(told));
         env.spawn(Box::pin(caretaker.run()));
+        env.spawn(Box::pin(sessions.run()));
         let world = Arc::clone(self);
         env.spawn(Box::pin(async move {
             if let Err(error) = leading.run().await {

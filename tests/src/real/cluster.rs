@@ -313,6 +313,8 @@ impl Cluster {
     pub fn wait_joined(&self) {
         let running: Vec<u8> = (1..=self.count()).filter(|n| self.runs(*n)).collect();
         for n in &running {
+            // It may have been started just now.
+            self.wait_ready(*n);
             tool::wait_for("all nodes in the cluster", SOON, || {
                 let status = self.status(*n);
                 let nodes = status["nodes"].as_array()?;

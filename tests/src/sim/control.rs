@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 use mortar_protocol::admin::{AdminReply, AdminRequest};
 use mortar_protocol::env::Mono;
 use mortar_protocol::frame::Frame;
-use mortar_protocol::ids::{BrickId, NodeId};
+use mortar_protocol::ids::{BrickId, NodeId, SessionId};
 use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
 use mortar_protocol::transport::mem::{decode, encode};
 use mortar_protocol::transport::{Peer, ReplyTo};
@@ -187,23 +187,37 @@ impl World {
                 Some(volume) if volume.changed > newer_than => layout_of(&state, volume, peer.addr),
                 _ => return self.wait_for_layout(newer_than, peer.clone(), reply),
             },
-            AdminRequest::OpenSession { volume } => {
-                match self
-                    .control
-                    .propose(Command::OpenSession { volume, uid: 0 })
-                {
-                    Ok(Outcome::Session(session)) => AdminReply::Session(session),
-                    other => AdminReply::Refused {
-                        message: format!("{other:?}"),
-                    },
-                }
-            }
+            AdminRequest::OpenSession { volume } => match self.open_session(&volume) {
+                Ok(session) => AdminReply::Session(session),
+                Err(message) => AdminReply::Refused { message },
+            },
             other => AdminReply::Refused {
                 message: format!("not simulated: {other:?}"),
             },
         };
         answer(reply, &given, Bytes::new());
         self.control_changed();
+    }
+
+    fn open_session(&self, name: &str) -> Result<SessionId, String> {
+        let state = self.control.state.state();
+        let volume = state.volume(name).ok_or("no such volume")?.info.id;
+        let node = *state.nodes.keys().next().ok_or("no node")?;
+        let told = self.control.propose(Command::SetAside { node, count: 1 });
+        told.map_err(|error| error.to_string())?;
+        let state = self.control.state.state();
+        let aside = state.set_aside.get(&node).and_then(|own| own.first());
+        let session = *aside.ok_or("no number was set aside")?;
+        let told = self.control.propose(Command::OpenSession {
+            node,
+            session,
+            volume,
+            uid: 0,
+        });
+        match told {
+            Ok(Outcome::Done) => Ok(session),
+            other => Err(format!("{other:?}")),
+        }
     }
 
     fn wait_for_layout(self: &Arc<Self>, newer_than: u64, peer: Peer, reply: ReplyTo) {

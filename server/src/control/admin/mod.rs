@@ -17,18 +17,15 @@ use mortar_protocol::view::VolumeInfo;
 
 use super::consensus::Consensus;
 use super::hosts;
-use super::machine::{Command, Outcome, State, Volume};
+use super::machine::{State, Volume};
 use super::nodes::{Nodes, draw_id, in_time};
-use super::store::{Control, ControlError};
+use super::sessions::Sessions;
+use super::store::{Control, ControlError, LEADER_WAIT};
 
 /// How long a question for a newer layout stays open.
 const LAYOUT_WAIT: Duration = Duration::from_secs(10);
 /// How long a command may take on the node that leads.
 const COMMAND: Duration = Duration::from_secs(100);
-/// How long a command looks for the node that leads.
-const LEADER_WAIT: Duration = Duration::from_secs(4);
-/// How long the node that leads has to say that it is there, before a command is sent to it.
-const THERE: Duration = Duration::from_millis(500);
 /// Pause between two looks for it.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -39,6 +36,7 @@ type Refusal = String;
 pub struct Admin {
     control: Arc<Control>,
     nodes: Arc<dyn Nodes>,
+    sessions: Arc<Sessions>,
     env: Arc<dyn Env>,
     cluster: ClusterId,
     node: NodeInfo,
@@ -57,6 +55,7 @@ impl Admin {
     pub fn new(
         control: Arc<Control>,
         nodes: Arc<dyn Nodes>,
+        sessions: Arc<Sessions>,
         env: Arc<dyn Env>,
         (cluster, node): (ClusterId, NodeInfo),
         uid: u32,
@@ -64,6 +63,7 @@ impl Admin {
         Self {
             control,
             nodes,
+            sessions,
             env,
             cluster,
             node,
@@ -99,7 +99,10 @@ impl Admin {
                     Identity::Client { uid } => uid,
                     Identity::Node(_) => 0,
                 };
-                self.open_session(volume, uid).await
+                self.sessions
+                    .open(&volume, uid)
+                    .await
+                    .map(AdminReply::Session)
             }
             AdminRequest::Views { sets } => {
                 let state = self.control.state();
@@ -122,19 +125,6 @@ impl Admin {
         }
     }
 
-    async fn open_session(&self, volume: String, uid: u32) -> Result<AdminReply, Refusal> {
-        match self
-            .control
-            .propose(Command::OpenSession { volume, uid })
-            .await
-        {
-            Ok(Outcome::Session(session)) => Ok(AdminReply::Session(session)),
-            Ok(Outcome::Refused(message)) => Err(message),
-            Ok(other) => Err(format!("no session, but {other:?}")),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
     /// Has the node that leads carry out something.
     async fn lead(&self, request: NodeRequest) -> Result<AdminReply, Refusal> {
         let until = self.env.now().after(LEADER_WAIT);
@@ -145,11 +135,7 @@ impl Admin {
             let leader = next.take().or(standing.leader);
             // A command that is on its way to a node that has gone silent is lost, and nobody knows whether it was done.
             if let Some(leader) = leader
-                && self
-                    .nodes
-                    .ask(leader, NodeRequest::Health, THERE)
-                    .await
-                    .is_ok()
+                && self.nodes.is_there(leader).await
             {
                 match self.nodes.ask(leader, request.clone(), COMMAND).await {
                     Ok(NodeReply::Admin(reply)) => return Ok(*reply),
@@ -159,7 +145,7 @@ impl Admin {
                 }
             }
             if until.since(self.env.now()).is_zero() {
-                return Err(ControlError::NoMajority(self.silent_voters().await).to_string());
+                return Err(self.control.no_majority().await.to_string());
             }
             self.env.sleep(PAUSE).await;
         }

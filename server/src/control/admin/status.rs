@@ -113,25 +113,6 @@ impl Admin {
         nodes.into_iter().map(info).collect()
     }
 
-    /// Names of voters that do not answer.
-    pub(super) async fn silent_voters(&self) -> Vec<String> {
-        let state = self.control.state();
-        let voters = self.standing().voters;
-        let told = health(
-            &self.env,
-            &self.nodes,
-            &voters.into_iter().collect::<Vec<_>>(),
-        )
-        .await;
-        let silent = told.into_iter().filter(|(_, health)| health.is_none());
-        silent
-            .map(|(node, _)| match state.nodes.get(&node) {
-                Some(record) => record.host.clone(),
-                None => node.to_string(),
-            })
-            .collect()
-    }
-
     fn standing(&self) -> Standing {
         let consensus = self.control.consensus();
         consensus.map_or_else(Standing::default, |part| part.standing())

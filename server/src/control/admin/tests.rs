@@ -18,10 +18,11 @@ use tokio::sync::{mpsc, watch};
 use super::*;
 use crate::control::caretaker::Caretaker;
 use crate::control::consensus::{Direct, Wire};
-use crate::control::machine::Chore;
+use crate::control::machine::{Chore, Command, Outcome};
 use crate::control::nodes::{BrickHost, Found, Gate};
 use crate::control::operations::Operations;
 use crate::control::serve::{Formatting, Served};
+use crate::control::sessions::Sessions;
 use crate::control::store::{Forward, Parts};
 
 #[derive(Default)]
@@ -172,8 +173,8 @@ impl Forward for Alone {
         Box::pin(async { Err(Lost::NotSent) })
     }
 
-    fn silent(&self) -> Vec<String> {
-        Vec::new()
+    fn is_there(&self, _: NodeId) -> BoxFuture<'static, bool> {
+        Box::pin(async { false })
     }
 }
 
@@ -197,6 +198,7 @@ struct World {
     host: Arc<Pretend>,
     admin: Arc<Admin>,
     caretaker: tokio::task::JoinHandle<()>,
+    opening: tokio::task::JoinHandle<()>,
 }
 
 fn peer(uid: u32) -> Peer {
@@ -262,16 +264,19 @@ impl World {
             ("h".to_owned(), addrs),
         );
         let caretaker = tokio::spawn(caretaker.run());
+        let sessions = Sessions::new(Arc::clone(&control), Arc::clone(&env), NODE);
+        let opening = tokio::spawn(Arc::clone(&sessions).run());
         operations.recover().await.unwrap();
         while control.state().nodes.is_empty() || !control.state().left_over.is_empty() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let admin = Admin::new(control, alone, env, (ClusterId(1), node), 1000);
+        let admin = Admin::new(control, alone, sessions, env, (ClusterId(1), node), 1000);
         Self {
             dir,
             host,
             admin: Arc::new(admin),
             caretaker,
+            opening,
         }
     }
 
@@ -442,10 +447,13 @@ async fn an_interrupted_creation_is_removed_at_start() {
         host,
         admin,
         caretaker,
+        opening,
     } = world;
     *host.control.lock() = None;
-    caretaker.abort();
-    assert!(caretaker.await.is_err());
+    for task in [caretaker, opening] {
+        task.abort();
+        assert!(task.await.is_err());
+    }
     admin.control.consensus().unwrap().stop().await;
     drop(admin);
     // Whoever holds the file lets go of it when its tasks have ended.

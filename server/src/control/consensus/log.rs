@@ -1,4 +1,5 @@
-//! What the consensus library wants kept: its log, its vote and the newest snapshot, in `control.redb`.
+//! What the consensus library wants kept: its log, its vote and the newest snapshot, in `control.redb`. Beside them the
+//! sessions that this node has opened and the cluster may not have heard of.
 //!
 //! The log's entries are also kept in memory (there are few between two snapshots), so that only writes touch the file.
 //! Writes are made one after the other where [`ControlDisk`] runs them.
@@ -22,10 +23,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
 use super::{LogId, SnapshotMeta, StorageError, Types, Vote};
+use crate::control::sessions::Given;
 use crate::control::store::ControlError;
 
-/// Version of the records in the file. 1 was a log without consensus.
-const FORMAT: u64 = 2;
+/// Version of the records in the file. 1 was a log without consensus, 2 counted the sessions of each volume.
+const FORMAT: u64 = 3;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -54,6 +56,7 @@ struct Kept {
     purged: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
+    given: Vec<Given>,
 }
 
 /// The control plane's file.
@@ -131,16 +134,53 @@ impl File {
         subject: ErrorSubject<super::NodeId>,
         job: impl FnOnce(&WriteTransaction) -> Result<(), String> + Send + 'static,
     ) -> Result<(), StorageError> {
+        let done = self.in_order(job).await;
+        done.map_err(|why| self.failed(subject, &why))
+    }
+
+    /// Has a change written behind all that came before it; completes when it is durable.
+    fn in_order<J>(self: &Arc<Self>, job: J) -> impl Future<Output = Result<(), String>> + use<J>
+    where
+        J: FnOnce(&WriteTransaction) -> Result<(), String> + Send + 'static,
+    {
         let (tell, told) = oneshot::channel();
         let file = Arc::clone(self);
         self.disk.run(Box::new(move || {
             // Who waits may have been ended with its process.
             let _ = tell.send(file.write(job));
         }));
-        let done = told
-            .await
-            .unwrap_or_else(|_| Err("the thread that writes has ended".to_owned()));
-        done.map_err(|why| self.failed(subject, &why))
+        async {
+            told.await
+                .unwrap_or_else(|_| Err("the thread that writes has ended".to_owned()))
+        }
+    }
+
+    /// The sessions this node has opened, as noted last before this process.
+    pub(super) fn given(&self) -> Vec<Given> {
+        self.kept.lock().given.clone()
+    }
+
+    /// Notes the sessions this node has opened.
+    pub(super) fn note_given(
+        self: &Arc<Self>,
+        given: &[Given],
+    ) -> impl Future<Output = Result<(), String>> + use<> {
+        let bytes = encode(&given);
+        let noted = bytes.map(|bytes| {
+            self.in_order(move |write| {
+                let mut notes = write.open_table(NOTES).map_err(text)?;
+                notes.insert("given", bytes.as_slice()).map_err(text)?;
+                Ok(())
+            })
+        });
+        let path = self.path.clone();
+        async move {
+            let done = match noted {
+                Ok(noted) => noted.await,
+                Err(why) => Err(why),
+            };
+            done.map_err(|why| format!("{}: {why}", path.display()))
+        }
     }
 
     pub(super) fn failed(&self, subject: ErrorSubject<super::NodeId>, why: &str) -> StorageError {
@@ -230,6 +270,9 @@ fn load(database: &Database) -> Result<(Kept, Option<Saved>), String> {
     }
     if let Some(bytes) = note("committed")? {
         kept.committed = decode("the committed position", &bytes)?;
+    }
+    if let Some(bytes) = note("given")? {
+        kept.given = decode("the list of sessions", &bytes)?;
     }
     let log = read.open_table(LOG).map_err(text)?;
     for record in log.iter().map_err(text)? {

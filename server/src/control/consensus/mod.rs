@@ -2,8 +2,9 @@
 //! messages on the node's port.
 //!
 //! `runtime` gives the library time and tasks from the seam, `log` and `state` keep what it wants kept, `network`
-//! carries its messages, `voters` decides who votes.
+//! carries its messages, `elections` decides when to stand, `voters` who votes.
 
+mod elections;
 mod log;
 mod network;
 mod node;

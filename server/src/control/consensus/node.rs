@@ -6,35 +6,40 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use mortar_protocol::env::Env;
 use mortar_protocol::ids::NodeId;
 use mortar_protocol::node::RaftKind;
 use openraft::error::{ClientWriteError, RaftError};
-use openraft::raft::{AppendEntriesRequest, SnapshotResponse, VoteRequest};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest};
 use openraft::{ChangeMembers, EmptyNode, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use redb::Database;
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::Types;
+use super::elections::{self, SignOfLife};
 use super::log::{ControlDisk, File, LogStore};
 use super::network::{Arriving, Network, Piece, Wire};
 use super::runtime::within;
 use super::state::{Machine, Shared};
 use crate::control::machine::{Command, Outcome, State};
 use crate::control::nodes::in_time;
+use crate::control::sessions::Given;
 use crate::control::store::ControlError;
 
 /// Between two signs of life of the leader, in milliseconds.
 const HEARTBEAT: u64 = 200;
-/// A follower that has heard of no leader for a time between these stands for election, in milliseconds.
-const ELECTION: (u64, u64) = (600, 1_200);
+/// How long a candidate waits for a vote, in milliseconds.
+const VOTE_TIME: u64 = 600;
 /// Commands between two snapshots.
 const SNAPSHOT_EVERY: u64 = 1_024;
 /// Commands kept behind a snapshot, for nodes that were away for a short time.
 const KEEP: u64 = 256;
 /// How long a majority has to confirm a command.
-const WRITE_TIME: Duration = Duration::from_secs(4);
+const WRITE_TIME: Duration = Duration::from_secs(3);
+/// A leader that no majority has answered for this long, in milliseconds, takes no commands: it may lead no more.
+const ALONE: u64 = 2_000;
 /// How long the library's tasks have to end.
 const STOP_TIME: Duration = Duration::from_secs(2);
 /// Most commands in one message.
@@ -80,6 +85,8 @@ impl Standing {
 pub(in crate::control) enum NotProposed {
     /// Another node leads, or none. The command has not been taken up.
     NotLeader(Option<NodeId>),
+    /// This node leads, but no majority answers it. The command has not been taken up.
+    Alone,
     /// This node leads, but no majority has confirmed the command in time. It may yet count.
     Unconfirmed,
     /// The consensus ended here; whether the command counts is unknown.
@@ -93,6 +100,7 @@ pub struct Consensus {
     own: NodeId,
     shared: Arc<Shared>,
     arriving: Arriving,
+    life: Arc<SignOfLife>,
     /// Held by the library's tasks until the last of them has ended.
     file: Weak<File>,
 }
@@ -118,8 +126,10 @@ impl Consensus {
         let config = openraft::Config {
             cluster_name: "mortar".to_owned(),
             heartbeat_interval: HEARTBEAT,
-            election_timeout_min: ELECTION.0,
-            election_timeout_max: ELECTION.1,
+            enable_elect: false,
+            election_timeout_min: VOTE_TIME,
+            // The lease.
+            election_timeout_max: elections::LEASE.as_millis() as u64,
             max_payload_entries: BATCH,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
             max_in_snapshot_log_to_keep: KEEP,
@@ -143,6 +153,7 @@ impl Consensus {
             own,
             shared,
             arriving: Arriving::default(),
+            life: Arc::default(),
             file: held,
         };
         let begun = within(&node.env, node.raft.is_initialized()).await;
@@ -152,6 +163,12 @@ impl Consensus {
                 .await
                 .map_err(|error| fail(error.to_string()))?;
         }
+        let standing = elections::run(
+            Arc::clone(&node.env),
+            node.raft.clone(),
+            Arc::clone(&node.life),
+        );
+        node.env.spawn(Box::pin(standing));
         Ok(node)
     }
 
@@ -168,6 +185,9 @@ impl Consensus {
         &self,
         command: Command,
     ) -> Result<Outcome, NotProposed> {
+        if self.is_alone() {
+            return Err(NotProposed::Alone);
+        }
         let writing = within(&self.env, self.raft.client_write(command));
         let Some(written) = in_time(&self.env, WRITE_TIME, writing).await else {
             return Err(NotProposed::Unconfirmed);
@@ -179,6 +199,16 @@ impl Consensus {
             }
             Err(error) => Err(NotProposed::Failed(error.to_string())),
         }
+    }
+
+    /// Whether this node leads and no majority has answered it for some time.
+    fn is_alone(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.state == ServerState::Leader
+            && metrics
+                .millis_since_quorum_ack
+                .is_some_and(|millis| millis > ALONE)
     }
 
     /// What this node knows of the consensus now.
@@ -194,6 +224,24 @@ impl Consensus {
             if now != *known || metrics.changed().await.is_err() {
                 return now;
             }
+        }
+    }
+
+    /// The sessions this node had opened when it ended last.
+    pub(in crate::control) fn given(&self) -> Vec<Given> {
+        self.file
+            .upgrade()
+            .map_or_else(Vec::new, |file| file.given())
+    }
+
+    /// Notes the sessions this node has opened, in the order of the calls; completes when that is durable.
+    pub(in crate::control) fn note_given(
+        &self,
+        given: &[Given],
+    ) -> BoxFuture<'static, Result<(), String>> {
+        match self.file.upgrade() {
+            Some(file) => Box::pin(file.note_given(given)),
+            None => Box::pin(async { Err("the consensus has ended on this node".to_owned()) }),
         }
     }
 
@@ -239,14 +287,23 @@ impl Consensus {
         match kind {
             RaftKind::Append => {
                 let request: AppendEntriesRequest<Types> = postcard::from_bytes(&body).ok()?;
-                encode(&within(&self.env, self.raft.append_entries(request)).await)
+                let answer = within(&self.env, self.raft.append_entries(request)).await;
+                if !matches!(answer, Ok(AppendEntriesResponse::HigherVote(_)) | Err(_)) {
+                    self.life.note(self.env.now());
+                }
+                encode(&answer)
             }
             RaftKind::Vote => {
                 let request: VoteRequest<NodeId> = postcard::from_bytes(&body).ok()?;
-                encode(&within(&self.env, self.raft.vote(request)).await)
+                let answer = within(&self.env, self.raft.vote(request)).await;
+                if answer.as_ref().is_ok_and(|answer| answer.vote_granted) {
+                    self.life.note(self.env.now());
+                }
+                encode(&answer)
             }
             RaftKind::Snapshot { offset, total } => {
                 let piece: Piece = postcard::from_bytes(&body).ok()?;
+                self.life.note(self.env.now());
                 let answer: Result<_, RaftError<NodeId>> =
                     match self.arriving.piece(from, piece, (offset, total))? {
                         (vote, None) => Ok(SnapshotResponse::new(vote)),

@@ -110,11 +110,19 @@ fn a_volume_lives_as_recorded() {
         volume: volume(),
         now_secs: 9,
     };
-    let session = Command::OpenSession {
-        volume: volume(),
+    let aside = Command::SetAside {
+        node: NODE,
+        count: 3,
+    };
+    assert_eq!(state.apply(&aside), Outcome::Done);
+    let id = state.volume("v").unwrap().info.id;
+    let session = |session| Command::OpenSession {
+        node: NODE,
+        session: SessionId(session),
+        volume: id,
         uid: 5,
     };
-    refused(&state.apply(&session), "Volume v is not started");
+    refused(&state.apply(&session(1)), "volume is not started");
     refused(&state.apply(&stop), "Volume v is not in the started state");
     assert_eq!(state.apply(&start(false)), Outcome::Done);
     refused(&state.apply(&start(false)), "Volume v already started");
@@ -123,13 +131,18 @@ fn a_volume_lives_as_recorded() {
         &state.apply(&delete),
         "Volume v has been started.Volume needs to be stopped before deletion.",
     );
-    assert_eq!(state.apply(&session), Outcome::Session(SessionId(1)));
+    // The first was given for a volume that did not take it: it is gone.
+    refused(&state.apply(&session(1)), "not set aside");
+    assert_eq!(state.apply(&session(2)), Outcome::Done);
+    assert_eq!(state.apply(&session(2)), Outcome::Done);
+    refused(&state.apply(&session(4)), "not set aside");
     let told = "1 client has v mounted: its calls end with ENOTCONN until v is started again";
     let noted = Outcome::Notes(vec![told.to_owned()]);
     assert_eq!(state.apply(&stop), noted);
     assert!(state.volume("v").unwrap().sessions.is_empty());
     assert_eq!(state.apply(&start(false)), Outcome::Done);
-    assert_eq!(state.apply(&session), Outcome::Session(SessionId(2)));
+    refused(&state.apply(&session(2)), "not set aside");
+    assert_eq!(state.apply(&session(3)), Outcome::Done);
     assert_eq!(state.apply(&stop), noted);
     assert_eq!(state.apply(&delete), Outcome::Done);
     refused(&state.apply(&delete), "Volume v does not exist");
@@ -248,7 +261,13 @@ fn any_command() -> impl Strategy<Value = Command> {
             volume,
             now_secs: 9
         }),
-        (name(), 0u32..3).prop_map(|(volume, uid)| Command::OpenSession { volume, uid }),
+        (0u32..5).prop_map(|count| Command::SetAside { node: NODE, count }),
+        (0u128..4, 0u64..9).prop_map(|(id, session)| Command::OpenSession {
+            node: NODE,
+            session: SessionId(session),
+            volume: VolumeId(id),
+            uid: 0,
+        }),
         (0u128..4, 0u64..5).prop_map(|(id, session)| Command::EndSessions {
             volume: VolumeId(id),
             sessions: vec![SessionId(session)],
@@ -281,6 +300,13 @@ proptest! {
             prop_assert_eq!(second.apply(command), outcome);
         }
         prop_assert_eq!(&first, &second);
+        // No number of a session is used twice.
+        let aside = first.set_aside.values().flatten();
+        let open = first.volumes.values().flat_map(|volume| volume.sessions.keys());
+        let numbers: Vec<SessionId> = aside.chain(open).copied().collect();
+        let distinct: BTreeSet<SessionId> = numbers.iter().copied().collect();
+        prop_assert_eq!(numbers.len(), distinct.len());
+        prop_assert!(numbers.iter().all(|one| *one < first.next_session));
         // No brick is in two volumes, no name twice.
         let infos: Vec<&VolumeInfo> = first.taken().collect();
         for (at, info) in infos.iter().enumerate() {

@@ -111,7 +111,6 @@ impl Operations {
         match self.control.propose(command).await {
             Ok(Outcome::Done) => Ok(AdminReply::Done),
             Ok(Outcome::Notes(lines)) => Ok(AdminReply::Notes(lines)),
-            Ok(Outcome::Session(session)) => Ok(AdminReply::Session(session)),
             Ok(Outcome::Refused(message)) => Err(message),
             Err(error) => Err(error.to_string()),
         }
