@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use mortar_tests::real::{Daemon, Kind, Mount, bin_dir, tool};
+use mortar_tests::real::{Daemon, Kind, Mount, bin_dir, suites, tool};
 
 fn replicated() -> (Daemon, Mount) {
     let daemon = Daemon::with_volume(Kind::Replica(3), "1G");
@@ -16,52 +16,7 @@ fn replicated() -> (Daemon, Mount) {
 #[test]
 fn git_clone_and_fsck() {
     let (_daemon, mount) = replicated();
-    let origin = tempfile::tempdir().expect("directory");
-    let git = |args: &[&str]| tool::run_in(origin.path(), "git", args);
-    git(&["init", "-q", "."]);
-    tool::run_in(
-        tool::source_tree(),
-        "cp",
-        &[
-            "-a",
-            "protocol",
-            "server",
-            origin.path().to_str().expect("text"),
-        ],
-    );
-    git(&["add", "-A"]);
-    git(&[
-        "-c",
-        "user.name=t",
-        "-c",
-        "user.email=t@example.org",
-        "commit",
-        "-qm",
-        "all",
-    ]);
-    let clone = mount.join("clone");
-    let from = format!("file://{}", origin.path().display());
-    tool::run_in(mount.path(), "git", &["clone", "-q", &from, "clone"]);
-    tool::run_in(&clone, "git", &["fsck", "--full", "--strict"]);
-    fs::write(clone.join("new"), "text").expect("write");
-    tool::run_in(&clone, "git", &["add", "-A"]);
-    tool::run_in(
-        &clone,
-        "git",
-        &[
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@example.org",
-            "commit",
-            "-qm",
-            "more",
-        ],
-    );
-    tool::run_in(&clone, "git", &["gc", "-q"]);
-    tool::run_in(&clone, "git", &["fsck", "--full", "--strict"]);
-    let status = tool::run_in(&clone, "git", &["status", "--porcelain"]);
-    assert!(status.stdout.is_empty(), "{}", tool::tail(&status.stdout));
+    suites::git(mount.path());
 }
 
 #[test]
@@ -99,57 +54,15 @@ fn cargo_builds_a_small_crate() {
 #[test]
 fn sqlite_in_both_journal_modes() {
     let (_daemon, mount) = replicated();
-    for mode in ["delete", "wal"] {
-        let script = format!(
-            "pragma journal_mode={mode}; create table t(a integer primary key, b blob);\n\
-             with recursive n(i) as (select 1 union all select i+1 from n where i<5000)\n\
-             insert into t select i, randomblob(200) from n;\n\
-             update t set b = randomblob(300) where a % 3 = 0; delete from t where a % 5 = 0; vacuum;\n\
-             pragma integrity_check; select count(*) from t;"
-        );
-        let name = format!("{mode}.db");
-        let out = tool::run_in(mount.path(), "sqlite3", &[&name, &script]);
-        let text = String::from_utf8_lossy(&out.stdout).into_owned();
-        assert!(
-            text.lines().any(|line| line == "ok") && text.ends_with("4000\n"),
-            "{mode}: {text}"
-        );
-    }
+    suites::sqlite(mount.path());
+    suites::sqlite_in_two_processes([mount.path(); 2]);
     mount.umount();
 }
 
 #[test]
 fn fio_verifies_what_it_wrote() {
     let (_daemon, mount) = replicated();
-    for (name, extra) in [
-        ("buffered", vec!["--rw=randwrite", "--bs=4k-64k"]),
-        (
-            "direct",
-            vec![
-                "--rw=randwrite",
-                "--bs=4k",
-                "--direct=1",
-                "--ioengine=libaio",
-                "--iodepth=16",
-            ],
-        ),
-        ("large", vec!["--rw=write", "--bs=1M"]),
-        ("mixed", vec!["--rw=randrw", "--bs=1k-100k", "--fsync=32"]),
-    ] {
-        let name_argument = format!("--name={name}");
-        let mut args = vec![
-            name_argument.as_str(),
-            "--size=48M",
-            "--verify=crc32c",
-            "--verify_fatal=1",
-            "--do_verify=1",
-            "--end_fsync=1",
-            "--randseed=7",
-            "--fallocate=none",
-        ];
-        args.extend(extra.iter());
-        tool::run_in(mount.path(), "fio", &args);
-    }
+    suites::fio_verify(mount.path());
 }
 
 /// Runs `copy_in` as its documentation says.

@@ -2,11 +2,13 @@
 //!
 //! What does not need one kind of network runs on both: processes on loopback addresses, and network namespaces.
 
+mod files;
 mod members;
 mod network;
 mod outages;
 mod rounds;
 mod volumes;
+mod voters;
 
 /// One test on processes at loopback addresses and again in network namespaces.
 macro_rules! on_both {

@@ -1,6 +1,8 @@
 //! Nodes that are killed and started again under a load of writes, and nodes that get another executable.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mortar_tests::real::manifest::{Promise, Writers, broken};
@@ -129,13 +131,59 @@ fn restarts_under_load_lose_nothing(net: Net) {
     eprintln!("{written} rounds of writing, {kept} promises kept");
 }
 
+/// fio, again and again until it is told to stop: writes in two jobs, and verifies what it wrote. Other processes than
+/// this one see each error that a mount shows.
+struct Fio {
+    shell: Child,
+    own: PathBuf,
+}
+
+impl Fio {
+    fn start(mount: &Mount, own: PathBuf) -> Self {
+        fs::create_dir(&own).expect("directory");
+        let dir = mount.join("fio");
+        fs::create_dir(&dir).expect("directory");
+        let fio = format!(
+            "fio --directory={} --aux-path={} --numjobs=2 --group_reporting --size=8M --fallocate=none --bs=4k-64k \
+             --fsync=16 --verify=crc32c --verify_fatal=1 --do_verify=1 --name=buffered --rw=randwrite --name=direct \
+             --stonewall --rw=randwrite --direct=1 --ioengine=libaio --iodepth=8",
+            dir.display(),
+            own.display()
+        );
+        let script =
+            format!("while [ ! -e stop ]; do {fio} >out 2>&1 || exit 1; echo >>turns; done");
+        let shell = Command::new("sh")
+            .args(["-c", &script])
+            .current_dir(&own)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("sh");
+        Self { shell, own }
+    }
+
+    /// Times that it went through.
+    fn turns(&self) -> u64 {
+        fs::metadata(self.own.join("turns")).map_or(0, |meta| meta.len())
+    }
+
+    /// Has it finish; it may not have seen an error.
+    fn finish(mut self) -> u64 {
+        fs::write(self.own.join("stop"), b"").expect("a sign");
+        let status = self.shell.wait().expect("sh");
+        let said = fs::read(self.own.join("out")).unwrap_or_default();
+        assert!(status.success(), "fio: {}", tool::tail(&said));
+        self.turns()
+    }
+}
+
 on_both!(an_upgrade_node_by_node_shows_no_error);
 #[allow(clippy::disallowed_methods)] // real processes need the real clock
 fn an_upgrade_node_by_node_shows_no_error(net: Net) {
     let mut cluster = Cluster::new(net, 3);
     cluster.volume(1, "vol", &["replica", "3"], 2, "256M");
     let mount = cluster.mount(&cluster.servers(), "vol");
-    let writers = Writers::start(mount.path(), 4, 23);
+    let fio = Fio::start(&mount, cluster.dir(1).join("fio"));
+    let writers = Writers::start(mount.path(), 2, 23);
     for n in 1..=3 {
         // The new executable takes the place of the old one while that runs, as packages do it.
         let bin = cluster.dir(n).join("bin");
@@ -145,7 +193,7 @@ fn an_upgrade_node_by_node_shows_no_error(net: Net) {
         let old = bin_dir().join("mortard");
         tool::run_in(&bin, "cp", &[old.to_str().expect("text"), "new"]);
         fs::rename(bin.join("new"), bin.join("mortard")).expect("rename");
-        let before = writers.rounds();
+        let (before, turns) = (writers.rounds(), fio.turns());
         cluster.set_bin(n, &bin);
         cluster.end(n, libc::SIGTERM);
         cluster.start(n);
@@ -155,9 +203,10 @@ fn an_upgrade_node_by_node_shows_no_error(net: Net) {
             "node {n}: back in its sets {:?} after its start",
             back.elapsed()
         );
-        tool::wait_for("more writes", SOON, || {
-            (writers.rounds() > before + 4).then_some(())
+        tool::wait_for("more writes", 2 * SOON, || {
+            (writers.rounds() > before + 4 && fio.turns() > turns).then_some(())
         });
     }
+    eprintln!("fio wrote and verified {} times", fio.finish());
     check(&mut cluster, &mount, writers);
 }

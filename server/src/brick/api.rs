@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use mortar_protocol::entry::Space;
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Stage, StageAnswer};
 use mortar_protocol::ids::{BootId, BrickId, NodeId, Pos, RunId, SetId};
@@ -22,6 +23,22 @@ pub type DumpReply = Box<dyn FnOnce(Vec<BrickState>) + Send>;
 /// Takes the answer of a stage.
 pub type StageReply = Box<dyn FnOnce(StageAnswer) + Send>;
 
+/// What a brick last said of its space: for whoever asks its node, on any thread.
+#[derive(Clone, Default, Debug)]
+pub struct SpaceGauge(Arc<Mutex<Space>>);
+
+impl SpaceGauge {
+    /// The space.
+    pub fn get(&self) -> Space {
+        *self.0.lock()
+    }
+
+    /// Says it.
+    pub fn set(&self, space: Space) {
+        *self.0.lock() = space;
+    }
+}
+
 /// A brick that a core is to serve.
 pub struct BrickConfig {
     /// The brick.
@@ -36,6 +53,8 @@ pub struct BrickConfig {
     pub run: RunId,
     /// The brick's open store.
     pub storage: Box<dyn Storage>,
+    /// Where it says what space it has.
+    pub gauge: SpaceGauge,
 }
 
 /// What a core is told.

@@ -18,7 +18,9 @@ mod state;
 mod stop;
 mod storage;
 
-pub use self::api::{BrickConfig, CallReply, Completions, DumpReply, Message, Outbox, StageReply};
+pub use self::api::{
+    BrickConfig, CallReply, Completions, DumpReply, Message, Outbox, SpaceGauge, StageReply,
+};
 pub use self::budget::{DAEMON_PENDING, OWN_PENDING, PendingBudget};
 pub use self::by_namespace::Namespace;
 pub use self::core::Core;

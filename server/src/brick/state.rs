@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::attr::Time;
-use mortar_protocol::entry::Entry;
+use mortar_protocol::entry::{Entry, Space};
 use mortar_protocol::env::Mono;
 use mortar_protocol::fop::{Answer, Call};
 use mortar_protocol::ids::{BootId, BrickId, Mark, NodeId, Opening, RunId, Seq, SessionId, SetId};
@@ -14,18 +14,21 @@ use mortar_protocol::peer::{PeerEnvelope, PeerFrame, PeerMessage};
 use mortar_protocol::report::{BrickEvent, FromBrick, SetShape, ToBrick};
 use mortar_protocol::view::SetKind;
 
-use super::api::{BrickConfig, CallReply, Completion, Completions};
+use super::api::{BrickConfig, CallReply, Completion, Completions, SpaceGauge};
 use super::budget::BudgetShare;
 use super::complaints::Complaints;
 use super::entries::attaches;
 use super::recover::{lineage, records, recover};
 use super::rules::Rules;
 use super::sessions::Sessions;
-use super::storage::Storage;
+use super::storage::{NEWEST, Storage};
+use crate::namespace::records::{COUNTERS_KEY, Counters, decode};
 use crate::setlog::{Action, Me, SetLog};
 
 /// How often a brick without a view says that it is there.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
+/// How often a brick looks how many inodes it has.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
 
 /// A request on its way.
 pub(super) struct Queued {
@@ -78,6 +81,9 @@ pub(super) struct Brick {
     pub(super) completions: Arc<Completions>,
     /// What its pending map takes of the daemon's.
     pub(super) share: BudgetShare,
+    gauge: SpaceGauge,
+    /// When the inodes were last counted, and how many there were.
+    counted: Option<(Mono, u64)>,
     pub(super) now: Mono,
     /// When something last happened to it, other than that time passed.
     pub(super) active: Mono,
@@ -144,6 +150,7 @@ impl Brick {
             boot,
             run,
             storage,
+            gauge,
         } = config;
         let (history, sessions) = recover(storage.as_ref(), now);
         let me = Me {
@@ -172,6 +179,8 @@ impl Brick {
             book: None,
             completions,
             share,
+            gauge,
+            counted: None,
             now,
             active: now,
             wall: Time::default(),
@@ -403,6 +412,23 @@ impl Brick {
         self.report(event);
     }
 
+    /// Says what space there is to whoever asks this node.
+    fn say_space(&mut self) {
+        let now = self.now;
+        let inodes = match self.counted {
+            Some((then, inodes)) if now.since(then) < COUNT_EVERY => inodes,
+            _ => {
+                let value = self.storage.get(COUNTERS_KEY, NEWEST).ok().flatten();
+                let counters = value.and_then(|value| decode::<Counters>(&value).ok());
+                let inodes = counters.map_or(0, |counters| counters.inodes);
+                self.counted = Some((now, inodes));
+                inodes
+            }
+        };
+        let space = self.storage.space();
+        self.gauge.set(Space { inodes, ..space });
+    }
+
     /// Ends a batch: runs what can be run, sends what is to be sent, answers what can be answered.
     pub(super) fn settle(&mut self) {
         self.again = false;
@@ -413,6 +439,7 @@ impl Brick {
             return;
         }
         self.log.set_space(self.storage.space());
+        self.say_space();
         loop {
             self.look_at_role();
             self.run_queue();

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join_all};
-use mortar_protocol::entry::Space;
 use mortar_protocol::env_real::random_id;
 use mortar_protocol::fop::Fop;
 use mortar_protocol::ids::{BootId, BrickId, NodeId, RunId, SetIndex};
@@ -18,7 +17,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 
 use super::core_thread::{CoreThread, Post};
-use crate::brick::{BrickConfig, BrickState, Message, PendingBudget, Rules, Storage};
+use crate::brick::{BrickConfig, BrickState, Message, PendingBudget, Rules, SpaceGauge, Storage};
 use crate::control::machine::Chore;
 use crate::control::nodes::BrickHost;
 
@@ -92,7 +91,7 @@ struct OpenBrick {
     core: usize,
     watch: Arc<Watch>,
     run: RunId,
-    space: Space,
+    gauge: SpaceGauge,
     poisoned: Option<String>,
     /// Why it cannot be in its set in this run, if so.
     left_out: Option<&'static str>,
@@ -301,6 +300,8 @@ impl Bricks {
         };
         self.failed.lock().remove(&id);
         let run = RunId(random_id());
+        let gauge = SpaceGauge::default();
+        gauge.set(store.space());
         let core = {
             let core = self.lightest();
             let mut open = self.open.write();
@@ -311,7 +312,7 @@ impl Bricks {
                 core,
                 watch: Watch::new(Fop::NAMES),
                 run,
-                space: store.space(),
+                gauge: gauge.clone(),
                 poisoned: None,
                 left_out: None,
                 stopped: false,
@@ -326,6 +327,7 @@ impl Bricks {
             run,
             set: set_id,
             storage: store,
+            gauge,
         };
         self.push(core, Message::Open(Box::new(config)));
         tracing::info!(brick = %id, path, "open");
@@ -412,10 +414,6 @@ impl Post for Bricks {
                 (Some(open), BrickEvent::Stopped) if open.run == report.run => {
                     open.stopped = true;
                     true
-                }
-                (Some(open), BrickEvent::Started { space, .. }) => {
-                    open.space = *space;
-                    false
                 }
                 _ => false,
             }
@@ -518,7 +516,7 @@ impl BrickHost for Host {
                     (Some(reason), _) => reason.clone(),
                     (None, why) => why.unwrap_or_default().to_owned(),
                 },
-                space: Some(open.space),
+                space: Some(open.gauge.get()),
             },
             None => BrickHealth {
                 reason: self

@@ -154,6 +154,7 @@ impl Rig {
             boot: BootId(u128::from(past.boots) + 1),
             run: RunId(u128::from(past.runs) + 1),
             storage: Box::new(Store::open(device)?),
+            gauge: Default::default(),
         };
         let completions = Completions::new(Box::new(|| {}));
         let mut core = Core::new(

@@ -3,12 +3,14 @@
 //! Everything started here is ended by its guard's `Drop`, also when a test panics. The executables are looked for in
 //! `MORTAR_BIN_DIR`, else beside the test executable.
 
+pub mod admin;
 pub mod cluster;
 pub mod daemon;
 pub mod manifest;
 pub mod mount;
 pub mod net;
 pub mod power;
+pub mod suites;
 pub mod tool;
 
 pub use cluster::Cluster;

@@ -165,6 +165,7 @@ impl World {
                         boot,
                         run,
                         storage: Box::new(store),
+                        gauge: Default::default(),
                     };
                     core.push(Message::Open(Box::new(config)));
                 }

@@ -173,6 +173,7 @@ impl Rig {
             boot: BootId(self.boots[at]),
             run: RunId(self.runs),
             storage: Box::new(Store::open(device).expect("the brick opens")),
+            gauge: Default::default(),
         };
         let mut core = self.core();
         core.push(Message::Open(Box::new(config)));
