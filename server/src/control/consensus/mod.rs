@@ -2,12 +2,13 @@
 //! messages on the node's port.
 //!
 //! `runtime` gives the library time and tasks from the seam, `log` and `state` keep what it wants kept, `network`
-//! carries its messages, `voters` decides who votes.
+//! carries its messages, `sane` keeps from the library what no node would say, `voters` decides who votes.
 
 mod log;
 mod network;
 mod node;
 mod runtime;
+mod sane;
 mod state;
 pub mod voters;
 
