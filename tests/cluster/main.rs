@@ -2,6 +2,7 @@
 //!
 //! What does not need one kind of network runs on both: processes on loopback addresses, and network namespaces.
 
+mod hostile;
 mod members;
 mod network;
 mod outages;

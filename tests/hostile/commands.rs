@@ -26,7 +26,7 @@ pub fn odd_text(draw: &mut Draw) -> String {
         5 => "\u{1b}[2Jescape\u{202e}".to_owned(),
         6 => "%s%n{}".to_owned(),
         7 => "[".repeat(300),
-        _ => "é".repeat(draw.below(300)),
+        _ => "\u{e9}".repeat(draw.below(300)),
     }
 }
 
@@ -89,7 +89,7 @@ fn value(draw: &mut Draw) -> String {
         "4MB",
         "18446744073709551615",
         "1s",
-        "é",
+        "\u{e9}",
         "fsync",
         "*",
     ];

@@ -362,7 +362,6 @@ impl State {
             return Err(format!("Volume {name} already exists"));
         }
         check_count(bricks.len())?;
-        self.check_ids(id, bricks)?;
         let width = check_kind(kind)?;
         if bricks.is_empty() || !bricks.len().is_multiple_of(width) {
             return Err(match kind {
@@ -394,6 +393,7 @@ impl State {
                 ));
             }
         }
+        self.check_ids(id, bricks)?;
         let sets: Vec<Vec<BrickInfo>> = bricks.chunks(width).map(<[BrickInfo]>::to_vec).collect();
         let info = VolumeInfo {
             id,
