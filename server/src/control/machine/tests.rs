@@ -94,7 +94,12 @@ fn creations_are_checked() {
     let volume = VolumeId(2);
     assert_eq!(state.apply(&Command::AbortCreate { volume }), Outcome::Done);
     refused(&state.apply(&Command::FinishCreate { volume }), "given up");
-    assert_eq!(state.apply(&create(3, "w", 1, bricks(7, 1))), Outcome::Done);
+    // Its brick still has to be cleared: another one may lie there by then, but not of the same identity.
+    let mut again = bricks(7, 1);
+    let same = create(3, "w", 1, again.clone());
+    refused(&state.apply(&same), "in use already");
+    again[0].id = BrickId(70);
+    assert_eq!(state.apply(&create(3, "w", 1, again)), Outcome::Done);
 }
 
 #[test]
