@@ -84,6 +84,24 @@ const fn refused(name: &'static str, why: &'static str) -> OptionInfo {
 
 const MIB: u64 = 1 << 20;
 
+/// Levels of a log, in GlusterFS's words.
+pub const LOG_LEVELS: &[&str] = &[
+    "DEBUG", "WARNING", "ERROR", "INFO", "CRITICAL", "NONE", "TRACE",
+];
+
+/// A level of a log as the logging library names it.
+pub fn log_level(word: &str) -> Option<&'static str> {
+    Some(match word {
+        "CRITICAL" | "ERROR" => "error",
+        "WARNING" => "warn",
+        "INFO" => "info",
+        "DEBUG" => "debug",
+        "TRACE" => "trace",
+        "NONE" => "off",
+        _ => return None,
+    })
+}
+
 /// All options, in the order of their names.
 #[rustfmt::skip]
 pub const OPTIONS: &[OptionInfo] = &[
@@ -99,6 +117,11 @@ pub const OPTIONS: &[OptionInfo] = &[
     live("ctime.noatime", "on", Check::Switch,
         "off: reading a file through a mount changes its atime (as relatime does: where it is not above mtime and ctime, \
          or a day old)"),
+    live("diagnostics.brick-log-level", "INFO", Check::Word(LOG_LEVELS),
+        "what mortard logs of bricks: the most verbose of the started volumes on a node counts for all its bricks; unset: \
+         --log-level"),
+    live("diagnostics.client-log-level", "INFO", Check::Word(LOG_LEVELS),
+        "what mounts of the volume log; unset: the mount option log-level"),
     refused("encryption", "encryption at rest is not built yet; traffic is always encrypted"),
     refused("features.encryption", "encryption at rest is not built yet; traffic is always encrypted"),
     refused("features.quota", "quotas are not built yet, and a quota that is not enforced protects nobody"),
@@ -353,6 +376,14 @@ mod tests {
             }
         }
         assert!(page().contains("| `network.frame-timeout` | 30 | 1 to 86400 seconds |"));
+    }
+
+    #[test]
+    fn every_level_has_a_name() {
+        for word in LOG_LEVELS {
+            assert!(log_level(word).is_some(), "{word}");
+        }
+        assert_eq!(log_level("LOUD"), None);
     }
 
     #[test]

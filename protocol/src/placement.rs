@@ -41,6 +41,7 @@ pub fn shard_slot(id: InodeId, shard: u32) -> Slot {
 
 /// Which set owns which slots: ranges in ascending order that cover all 65,536.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(try_from = "Vec<(Slot, SetIndex)>")]
 pub struct Layout {
     /// First slot of each range and the set that owns it; the first range starts at 0.
     ranges: Vec<(Slot, SetIndex)>,
@@ -50,6 +51,14 @@ pub struct Layout {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the layout's ranges must start at slot 0 and rise")]
 pub struct InvalidLayout;
+
+impl TryFrom<Vec<(Slot, SetIndex)>> for Layout {
+    type Error = InvalidLayout;
+
+    fn try_from(ranges: Vec<(Slot, SetIndex)>) -> Result<Self, InvalidLayout> {
+        Self::new(ranges)
+    }
+}
 
 impl Layout {
     /// Equal shares for `sets` sets (at least 1), in order.
@@ -128,6 +137,22 @@ mod tests {
                 "{sets}: {seen:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_layout_that_does_not_cover_every_slot_is_not_read() {
+        let read = |ranges: &[(Slot, SetIndex)]| {
+            let bytes = postcard::to_stdvec(ranges).unwrap();
+            postcard::from_bytes::<Layout>(&bytes).is_ok()
+        };
+        let (one, two) = (SetIndex(0), SetIndex(1));
+        assert!(read(&[(0, one), (9, two)]));
+        for wrong in [&[][..], &[(1, one)], &[(0, one), (0, two)]] {
+            assert!(!read(wrong), "{wrong:?}");
+        }
+        let layout = Layout::even(3);
+        let bytes = postcard::to_stdvec(&layout).unwrap();
+        assert_eq!(postcard::from_bytes::<Layout>(&bytes), Ok(layout));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! What does not need one kind of network runs on both: processes on loopback addresses, and network namespaces.
 
 mod files;
+mod hostile;
 mod members;
 mod network;
 mod outages;

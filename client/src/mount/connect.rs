@@ -12,6 +12,7 @@ use mortar_protocol::transport::quic::QuicTransport;
 use mortar_protocol::view::VolumeInfo;
 use tokio::runtime::Handle;
 
+use super::log;
 use crate::credentials;
 use crate::vfs::{Options, Vfs};
 use crate::volume::Volume;
@@ -79,6 +80,10 @@ pub(super) fn options_of(info: &VolumeInfo) -> Options {
 pub(super) async fn follow_options(vfs: Vfs<Volume>, no_atime: bool) {
     let info = vfs.backend().info();
     let (mut version, mut owner) = (info.version, owner_of(&info));
+    let mut level = log::level_of(&info);
+    if level.is_some() {
+        log::set(level);
+    }
     loop {
         vfs.env().sleep(LOOK).await;
         let info = vfs.backend().info();
@@ -87,6 +92,10 @@ pub(super) async fn follow_options(vfs: Vfs<Volume>, no_atime: bool) {
             let options = options_of(&info);
             vfs.set_write_behind(options.write_behind, options.window);
             vfs.set_atime(options.atime && !no_atime);
+            if log::level_of(&info) != level {
+                level = log::level_of(&info);
+                log::set(level);
+            }
             if owner_of(&info) != owner {
                 owner = owner_of(&info);
                 own_root(&vfs).await;

@@ -2,6 +2,7 @@
 
 mod background;
 mod connect;
+mod log;
 mod options;
 mod place;
 mod serve;
@@ -70,7 +71,7 @@ fn try_run(args: &MountArgs) -> Result<(), (String, u8)> {
             watch::log_to(&log).map_err(|why| (why, 1))?;
             request.log = Some(log);
         }
-        start_log(request.options.log_level);
+        log::start(request.options.log_level);
         return serve::serve(&request, |_| {}).map_err(|why| (why, 1));
     }
     let log = request
@@ -116,7 +117,7 @@ fn in_background(args: &MountArgs) -> Result<(), (String, u8)> {
         .map_err(|error| (error.to_string(), 1))
         .and_then(|()| check(args))
         .and_then(|request| {
-            start_log(request.options.log_level);
+            log::start(request.options.log_level);
             serve::serve(&request, background::report).map_err(|why| (why, 1))
         });
     if let Err((why, _)) = &outcome {
@@ -124,20 +125,4 @@ fn in_background(args: &MountArgs) -> Result<(), (String, u8)> {
         background::report(Progress::Failed(why));
     }
     outcome
-}
-
-/// Messages go to standard error, which is the log file in the background. A panic ends the process: the kernel then
-/// answers ENOTCONN, instead of letting callers wait for a thread that is gone.
-fn start_log(level: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(format!(
-        "warn,mortar_client={level},mortar_protocol={level}"
-    ))
-    .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // Another subscriber may be there already; then it is the one that counts.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .try_init();
-    mortar_protocol::ending::end_on_panic(|| false);
 }

@@ -304,18 +304,8 @@ fn servers(text: &str) -> Result<Vec<String>, String> {
 }
 
 fn level(text: &str) -> Result<&'static str, String> {
-    Ok(match text.to_ascii_uppercase().as_str() {
-        "CRITICAL" | "ERROR" => "error",
-        "WARNING" => "warn",
-        "INFO" => "info",
-        "DEBUG" => "debug",
-        "TRACE" => "trace",
-        "NONE" => "off",
-        _ => {
-            return Err(format!(
-                "option log-level: '{text}' is none of CRITICAL, ERROR, WARNING, INFO, DEBUG, TRACE, NONE"
-            ));
-        }
+    mortar_protocol::options::log_level(&text.to_ascii_uppercase()).ok_or_else(|| {
+        format!("option log-level: '{text}' is none of CRITICAL, ERROR, WARNING, INFO, DEBUG, TRACE, NONE")
     })
 }
 

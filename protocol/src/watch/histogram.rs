@@ -132,15 +132,16 @@ impl Sum {
         if self.buckets.len() <= bucket {
             self.buckets.resize(bucket + 1, 0);
         }
-        self.buckets[bucket] += count;
+        self.buckets[bucket] = self.buckets[bucket].saturating_add(count);
     }
 
     /// Adds what was counted elsewhere.
     pub fn merge(&mut self, other: &Self) {
-        self.failed += other.failed;
+        self.failed = self.failed.saturating_add(other.failed);
         self.nanos = self.nanos.saturating_add(other.nanos);
         self.longest = self.longest.max(other.longest);
-        for (at, count) in other.buckets.iter().enumerate() {
+        // More than there are kinds of come from elsewhere only.
+        for (at, count) in other.buckets.iter().take(BUCKETS).enumerate() {
             self.add(at, *count);
         }
     }

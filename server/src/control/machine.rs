@@ -13,8 +13,14 @@ use mortar_protocol::placement::Layout;
 use mortar_protocol::view::{BrickInfo, SetKind, View, VolumeInfo, VolumeState};
 use serde::{Deserialize, Serialize};
 
+mod sound;
+
 /// Longest name of a volume, in bytes.
 pub const MAX_VOLUME_NAME: usize = 255;
+/// Most bricks of a volume: what is said of all of them has to fit into messages.
+pub const MAX_BRICKS: usize = 1_024;
+/// Longest value of an option, in bytes.
+pub const MAX_VALUE: usize = 4_096;
 /// Most sessions of a volume at a time.
 pub const MAX_SESSIONS: usize = 65_536;
 /// Most numbers of sessions that are set aside for a node.
@@ -374,6 +380,7 @@ impl State {
         if self.taken().any(|info| info.name == name) {
             return Err(format!("Volume {name} already exists"));
         }
+        check_count(bricks.len())?;
         let width = check_kind(kind)?;
         if bricks.is_empty() || !bricks.len().is_multiple_of(width) {
             return Err(match kind {
@@ -405,6 +412,7 @@ impl State {
                 ));
             }
         }
+        self.check_ids(id, bricks)?;
         let sets: Vec<Vec<BrickInfo>> = bricks.chunks(width).map(<[BrickInfo]>::to_vec).collect();
         let info = VolumeInfo {
             id,
@@ -423,6 +431,21 @@ impl State {
         };
         self.creating.insert(id, creating);
         Ok(Outcome::Done)
+    }
+
+    /// Identities are drawn and never met twice, unless whoever proposes does not draw them.
+    fn check_ids(&self, id: VolumeId, bricks: &[BrickInfo]) -> Result<(), String> {
+        let mut seen: BTreeSet<BrickId> = self.left_over.keys().copied().collect();
+        seen.extend(
+            self.taken()
+                .flat_map(|info| info.sets.iter().flatten())
+                .map(|brick| brick.id),
+        );
+        let taken = self.taken().any(|info| info.id == id);
+        if taken || !bricks.iter().all(|brick| seen.insert(brick.id)) {
+            return Err("the identity of the volume or of a brick is in use already".to_owned());
+        }
+        Ok(())
     }
 
     fn finish_create(&mut self, id: VolumeId) -> Result<Outcome, String> {
@@ -607,6 +630,12 @@ impl State {
                 None => format!("option : {option} does not exist"),
             })?;
             info.check(value)?;
+            if value.len() > MAX_VALUE || value.contains(char::is_control) {
+                return Err(format!(
+                    "option {}: the value is longer than {MAX_VALUE} bytes, or not all of it can be printed",
+                    info.name
+                ));
+            }
             match info.effect {
                 Effect::Refused(why) if options::switch(value) != Some(false) => {
                     return Err(format!("option {}: {why}", info.name));
@@ -679,19 +708,21 @@ impl State {
         uid: u32,
     ) -> Result<Outcome, String> {
         let own = self.set_aside.get_mut(&node);
-        let given = own.is_some_and(|own| own.remove(&session));
-        let volume = self.volumes.get_mut(&volume);
-        let Some(volume) = volume.filter(|volume| volume.info.state == VolumeState::Started) else {
-            return Err("the session's volume is not started".to_owned());
-        };
-        if !given {
-            return match volume.sessions.contains_key(&session) {
+        if !own.is_some_and(|own| own.remove(&session)) {
+            let known = self.volumes.get(&volume);
+            return match known.is_some_and(|volume| volume.sessions.contains_key(&session)) {
                 true => Ok(Outcome::Done),
                 false => Err(format!("session {session} was not set aside")),
             };
         }
+        // The number is used up in any case.
+        let ends = |why: String| Ok(Outcome::Notes(vec![why]));
+        let volume = self.volumes.get_mut(&volume);
+        let Some(volume) = volume.filter(|volume| volume.info.state == VolumeState::Started) else {
+            return ends("the session's volume is not started".to_owned());
+        };
         if volume.sessions.len() >= MAX_SESSIONS {
-            return Err(format!("the volume has {MAX_SESSIONS} sessions already"));
+            return ends(format!("the volume has {MAX_SESSIONS} sessions already"));
         }
         Arc::make_mut(volume).sessions.insert(session, uid);
         Ok(Outcome::Done)
@@ -710,6 +741,8 @@ impl State {
         };
         let configured = |brick: BrickId| bricks.iter().any(|info| info.id == brick);
         let sound = view.primary_member().is_some()
+            && view.epoch.0 < sound::HIGHEST
+            && view.opening.0 < sound::HIGHEST
             && view.members.iter().all(|member| configured(member.brick));
         let newer = match &set.current {
             None => true,
@@ -782,6 +815,17 @@ fn check_shard_size(was_started: bool, size: Option<u64>) -> Result<(), String> 
         )),
         _ => Ok(()),
     }
+}
+
+/// Whether a volume may have so many bricks.
+///
+/// # Errors
+/// What a person is told.
+pub(super) fn check_count(bricks: usize) -> Result<(), String> {
+    if bricks > MAX_BRICKS {
+        return Err(format!("a volume has at most {MAX_BRICKS} bricks"));
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<(), String> {

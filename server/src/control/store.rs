@@ -9,7 +9,8 @@ use mortar_protocol::env::Env;
 use mortar_protocol::ids::NodeId;
 use mortar_protocol::transport::Lost;
 use parking_lot::RwLock;
-use redb::Database;
+use redb::backends::InMemoryBackend;
+use redb::{Database, StorageBackend};
 use tokio::sync::watch;
 
 use super::consensus::{Consensus, ControlDisk, NotProposed, Wire};
@@ -127,6 +128,37 @@ pub struct Parts {
     pub joins: bool,
 }
 
+/// Opens or makes the file.
+fn open_file(path: &Path) -> Result<Database, String> {
+    let content = match std::fs::read(path) {
+        Ok(content) => content,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(error.to_string()),
+    };
+    // Damage can make the library panic.
+    let sound = crate::guard::catch(|| content.is_empty() || is_whole(&content));
+    if sound != Some(true) {
+        return Err("it is damaged; to start anew, move the data directory away (the bricks keep their contents, \
+             'mortar brick export' reads them)"
+            .to_owned());
+    }
+    let database = Database::builder().set_cache_size(1 << 20).create(path);
+    database.map_err(|error| error.to_string())
+}
+
+/// Whether all pages have the right checksums. Looked at in a copy: the library would repair a file by going back to
+/// the write before the last, which may have been acknowledged.
+fn is_whole(content: &[u8]) -> bool {
+    let copy = InMemoryBackend::new();
+    let filled = copy
+        .set_len(content.len() as u64)
+        .and_then(|()| copy.write(0, content));
+    let opened = filled
+        .ok()
+        .and_then(|()| Database::builder().create_with_backend(copy).ok());
+    opened.is_some_and(|mut database| database.check_integrity().is_ok_and(|clean| clean))
+}
+
 impl Control {
     /// Opens the state in `dir`, or begins one, and takes part in the consensus.
     ///
@@ -134,13 +166,10 @@ impl Control {
     /// If the file cannot be used.
     pub async fn open(dir: &Path, parts: Parts) -> Result<Self, ControlError> {
         let path = dir.join(FILE);
-        let database = Database::builder()
-            .set_cache_size(1 << 20)
-            .create(&path)
-            .map_err(|error| ControlError::File {
-                path: path.clone(),
-                why: error.to_string(),
-            })?;
+        let database = open_file(&path).map_err(|why| ControlError::File {
+            path: path.clone(),
+            why,
+        })?;
         Self::over(path, database, parts).await
     }
 

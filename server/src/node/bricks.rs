@@ -504,6 +504,7 @@ impl BrickHost for Host {
     }
 
     fn order(&self, brick: BrickId, order: ToBrick) {
+        tracing::debug!(%brick, ?order, "an order");
         self.0.tell(brick, order);
     }
 

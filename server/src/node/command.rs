@@ -13,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 use super::bricks::Backend;
 use super::daemon::{self, Ended, Options};
 use super::data_dir::DataDir;
+use super::log::{self, LogFormat};
 use super::stores::FileStores;
 use crate::brick::Namespace;
 
@@ -52,36 +53,6 @@ pub struct Arguments {
     threads: u16,
 }
 
-/// How messages are written.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum, Debug)]
-enum LogFormat {
-    /// Lines for people. Under systemd's journal without a time, which the journal adds.
-    Text,
-    /// One JSON object per line.
-    Json,
-}
-
-/// Logs to standard error; libraries only from warnings on.
-fn start_log(level: LevelFilter, format: LogFormat) {
-    let mut filter = tracing_subscriber::EnvFilter::default().add_directive(level.into());
-    for library in ["quinn", "quinn_proto", "quinn_udp", "rustls", "openraft"] {
-        if let Ok(directive) = format!("{library}=warn").parse() {
-            filter = filter.add_directive(directive);
-        }
-    }
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => {
-            log.without_time().init()
-        }
-        LogFormat::Text => log.init(),
-    }
-}
-
 /// Sends messages to a file; gives its absolute path.
 fn log_to(path: &Path) -> Result<PathBuf, String> {
     let told = |error| format!("log {}: {error}", path.display());
@@ -103,7 +74,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
 
 fn try_run(arguments: Arguments) -> Result<(), String> {
     let log_file = arguments.log_file.as_deref().map(log_to).transpose()?;
-    start_log(arguments.log_level, arguments.log_format);
+    log::start(arguments.log_level, arguments.log_format);
     // Where damaged data can make a library panic, the panic is caught and becomes an error of that brick.
     mortar_protocol::ending::end_on_panic(crate::guard::is_caught);
     let secret_file = arguments.secret_file.unwrap_or_else(|| {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use mortar_protocol::admin::NodeInfo;
 use mortar_protocol::env::Env;
 use mortar_protocol::env_real::{RealEnv, mono_now, wall_now};
+use mortar_protocol::ids::NodeId;
 use mortar_protocol::join::{Answerer, SecretFile};
 use mortar_protocol::logfile::take_stderr;
 use mortar_protocol::peer::PeerFrame;
@@ -25,6 +26,7 @@ use super::dump;
 use super::enrolment::EnrolSocket;
 use super::gate::{Door, SharedDoor};
 use super::leading::{self, Leading};
+use super::log;
 use super::peers::{OrderBook, Peers, Ways};
 use super::service::{CONTROL_QUEUE, ControlCall, NodeService, answer, answer_of_any_length};
 use crate::control::admin::Admin;
@@ -68,6 +70,19 @@ pub enum DaemonError {
     /// The HTTP port.
     #[error("HTTP port {0}: {1} (name another address with --api)")]
     Api(SocketAddr, std::io::Error),
+    /// The data directory is a copy of another one that is in use.
+    #[error(
+        "{path} is a copy: a mortard at {addr} answers as the same node ({node}); stop this copy for good, or remove it so \
+         that a node with an id of its own begins here"
+    )]
+    Copy {
+        /// The data directory.
+        path: PathBuf,
+        /// Where the other one is.
+        addr: SocketAddr,
+        /// Whose id both have.
+        node: NodeId,
+    },
     /// Something the system refused.
     #[error("{0}: {1}")]
     System(&'static str, std::io::Error),
@@ -89,6 +104,25 @@ fn reachable(bound: SocketAddr) -> Vec<SocketAddr> {
         addrs.push(SocketAddr::from((ip, bound.port())));
     }
     addrs
+}
+
+/// How long another daemon with the same identity has to show itself.
+const COPY_TIME: Duration = Duration::from_secs(1);
+
+/// Makes sure that nobody serves as this node where it was last, if that is another address than now: the data directory
+/// would be a copy. At the same address the port is taken.
+async fn only_one(data: &DataDir, peers: &Peers, listen: SocketAddr) -> Result<(), DaemonError> {
+    let now = reachable(listen);
+    for addr in data.last_addrs()? {
+        if !now.contains(&addr) && peers.is_there(addr, COPY_TIME).await {
+            return Err(DaemonError::Copy {
+                path: data.path.clone(),
+                addr,
+                node: data.node,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Runs a daemon until SIGTERM or SIGINT, or until it cannot go on.
@@ -212,6 +246,7 @@ impl Running {
             forward: Arc::clone(&ways) as _,
             joins: data.joins,
         };
+        only_one(&data, &peers, options.listen).await?;
         let control = Arc::new(Control::open(&data.path, parts).await?);
         let (to_control, calls) = mpsc::channel(CONTROL_QUEUE);
         let service = NodeService::new(Arc::clone(&bricks), Arc::clone(&control), to_control);
@@ -240,6 +275,7 @@ impl Running {
             .await
             .map_err(|error| DaemonError::Api(options.api, error))?;
         let addrs = reachable(server.local_addr());
+        data.note_addrs(&addrs)?;
         door.connect(&control, addrs.clone());
         let node = NodeInfo {
             id: data.node,
@@ -311,6 +347,7 @@ impl Running {
             tokio::spawn(sessions.run()),
             tokio::spawn(answer_calls(Arc::new(admin), served, calls)),
             tokio::spawn(dump::follow_slow(Arc::clone(&bricks))),
+            tokio::spawn(log::follow(Arc::clone(&control), data.node)),
             tokio::spawn(renew(Arc::clone(&data), live)),
             tokio::spawn(tell_on_signals(
                 Arc::clone(&bricks),

@@ -6,6 +6,7 @@
 //! tls/            the cluster's authority and this node's certificate
 //! control.redb    the control plane's state
 //! peers           where the other nodes were when this one joined
+//! addresses       where this node was reached when it last ran
 //! change          the cluster this node has been told to join or to leave; done by the next start
 //! mortard.sock    hands certificates to root and to the daemon's user
 //! ```
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use mortar_protocol::env_real::{random_id, wall_now};
 use mortar_protocol::ids::{ClusterId, NodeId};
 use mortar_protocol::join::Adoption;
+use mortar_protocol::transport::Identity;
 use mortar_protocol::transport::tls::{
     Authority, Credentials, TlsError, make_private_dir, write_private,
 };
@@ -126,11 +128,17 @@ impl DataDir {
             });
         }
         make_change(&path)?;
+        check_state(&path)?;
         let (cluster, node) = identity(&path.join("identity"))?;
         let first_known = read_record(&path.join(PEERS))?;
         let tls = path.join("tls");
-        let authority = Authority::load_or_create(&tls, cluster)?;
-        let credentials = authority.node_credentials(&tls, node, wall_now())?;
+        let in_tls = |error| named(&tls, error);
+        let authority = Authority::load_or_create(&tls, cluster).map_err(in_tls)?;
+        Authority::from_parts(cluster, &authority.to_parts()).map_err(in_tls)?;
+        let credentials = authority
+            .node_credentials(&tls, node, wall_now())
+            .map_err(in_tls)?;
+        check_certificate(&tls.join("node.pem"), &credentials, node)?;
         Ok(Self {
             path,
             cluster,
@@ -146,6 +154,8 @@ impl DataDir {
 
 /// Name of the file that says where other nodes were.
 const PEERS: &str = "peers";
+/// Name of the file that says where this node was reached.
+const ADDRS: &str = "addresses";
 /// Name of the file that says which cluster this node is to belong to.
 const CHANGE: &str = "change";
 
@@ -174,6 +184,25 @@ impl DataDir {
     /// If the file cannot be written.
     pub fn note_leave(&self) -> Result<(), DataDirError> {
         write_record(&self.path.join(CHANGE), &Change::Leave)
+    }
+
+    /// Where this node was reached when it last ran.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn last_addrs(&self) -> Result<Vec<SocketAddr>, DataDirError> {
+        Ok(read_record(&self.path.join(ADDRS))?.unwrap_or_default())
+    }
+
+    /// Notes where this node is reached.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_addrs(&self, addrs: &[SocketAddr]) -> Result<(), DataDirError> {
+        if self.last_addrs()? == addrs {
+            return Ok(());
+        }
+        write_record(&self.path.join(ADDRS), &addrs)
     }
 
     /// Gives the lock back: nothing of this daemon uses the directory any more, whoever still holds this.
@@ -205,7 +234,11 @@ fn read_record<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, DataDirErr
         .step_by(2)
         .map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok())
         .collect();
-    let record = bytes.and_then(|bytes| postcard::from_bytes(&bytes).ok());
+    let record = bytes.and_then(|bytes| match postcard::take_from_bytes(&bytes) {
+        Ok((record, [])) => Some(record),
+        // A part of it may well be another record: to leave a cluster takes one byte.
+        _ => None,
+    });
     let damaged = || fail(std::io::Error::other("it is damaged; remove it"));
     record.map(Some).ok_or_else(damaged)
 }
@@ -220,7 +253,8 @@ fn make_change(dir: &Path) -> Result<(), DataDirError> {
     let (cluster, authority, peers) = match change {
         Change::Join(adoption) => (
             adoption.cluster,
-            Authority::from_parts(adoption.cluster, &adoption.authority)?,
+            Authority::from_parts(adoption.cluster, &adoption.authority)
+                .map_err(|error| named(&note, error))?,
             Some(adoption.nodes),
         ),
         Change::Leave => {
@@ -234,8 +268,49 @@ fn make_change(dir: &Path) -> Result<(), DataDirError> {
         Some(peers) => write_record(&dir.join(PEERS), &peers)?,
         None => remove(&dir.join(PEERS))?,
     }
+    remove(&dir.join(ADDRS))?;
     remove(&dir.join(FILE))?;
     remove(&note)
+}
+
+/// A node that has served has a state: without it, it would begin a cluster of one, and vote once more where it has.
+fn check_state(dir: &Path) -> Result<(), DataDirError> {
+    let file = dir.join(FILE);
+    let gone = file.metadata().is_ok_and(|meta| meta.len() == 0) || !file.exists();
+    if gone && dir.join(ADDRS).exists() {
+        let why = "it is missing or empty, and this node has served before: restore it from a copy, or move the data \
+                   directory away to start anew (the bricks keep their contents, 'mortar brick export' reads them)";
+        return Err(DataDirError::File(file, std::io::Error::other(why)));
+    }
+    Ok(())
+}
+
+/// An error of certificates that names the file, or where it is.
+fn named(path: &Path, error: TlsError) -> DataDirError {
+    match error {
+        TlsError::Generate(_) | TlsError::Use(_) => TlsError::Content {
+            path: path.to_owned(),
+            what: error.to_string(),
+        },
+        named => named,
+    }
+    .into()
+}
+
+/// Whether TLS can be spoken with the certificate, and it is this node's.
+fn check_certificate(path: &Path, given: &Credentials, node: NodeId) -> Result<(), DataDirError> {
+    let wrong = |what: String| TlsError::Content {
+        path: path.to_owned(),
+        what,
+    };
+    if given.identity() != Some(Identity::Node(node)) {
+        return Err(wrong(format!("it is not the certificate of node {node}")).into());
+    }
+    given
+        .server_tls(false)
+        .map_err(|error| named(path, error))?;
+    given.client_tls().map_err(|error| named(path, error))?;
+    Ok(())
 }
 
 fn remove(path: &Path) -> Result<(), DataDirError> {

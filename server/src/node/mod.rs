@@ -4,6 +4,7 @@
 //! the first one also the UDP port, so that most requests never change threads.
 
 pub mod api;
+pub mod away;
 pub mod bricks;
 pub mod command;
 pub mod core_thread;
@@ -13,6 +14,7 @@ pub mod dump;
 pub mod enrolment;
 pub mod gate;
 pub mod leading;
+pub mod log;
 pub mod peers;
 pub mod service;
 pub mod stores;

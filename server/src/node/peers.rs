@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use mortar_protocol::admin::AdminRequest;
 use mortar_protocol::enrol::is_local;
 use mortar_protocol::env::Mono;
 use mortar_protocol::env_real::mono_now;
@@ -25,6 +26,7 @@ use mortar_protocol::transport::{Lost, Transport};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use super::away::Away;
 use crate::control::consensus::Wire;
 use crate::control::hosts;
 use crate::control::leader::Orders;
@@ -59,6 +61,7 @@ pub struct Peers {
     bricks: Mutex<Places>,
     on_the_way: Mutex<BTreeMap<NodeId, Arc<AtomicUsize>>>,
     heard: Mutex<BTreeMap<NodeId, Mono>>,
+    away: Mutex<Away>,
     begun: Mono,
 }
 
@@ -94,6 +97,7 @@ impl Peers {
             bricks: Mutex::default(),
             on_the_way: Mutex::default(),
             heard: Mutex::default(),
+            away: Mutex::default(),
             begun: mono_now(),
         })
     }
@@ -124,7 +128,35 @@ impl Peers {
     }
 
     fn heard(&self, node: NodeId) {
-        self.heard.lock().insert(node, mono_now());
+        let now = mono_now();
+        self.heard.lock().insert(node, now);
+        if let Some(time) = self.away.lock().answered(node, now) {
+            let secs = time.as_secs();
+            tracing::info!(%node, "node {} answers again, after {secs} s", self.name(node));
+        }
+    }
+
+    fn not_heard(&self, node: NodeId) {
+        if self.away.lock().unanswered(node, mono_now()) {
+            tracing::warn!(%node, "node {} does not answer", self.name(node));
+        }
+    }
+
+    /// What people call a node.
+    fn name(&self, node: NodeId) -> String {
+        let state = self.state();
+        let record = state.as_ref().and_then(|state| state.nodes.get(&node));
+        record.map_or_else(|| node.to_string(), |record| record.host.clone())
+    }
+
+    /// Whether a daemon at an address answers as this node.
+    pub async fn is_there(&self, addr: SocketAddr, limit: Duration) -> bool {
+        let ask = Request::Admin(AdminRequest::Node);
+        let Ok(frame) = Frame::new(&ask, Bytes::new()) else {
+            return false;
+        };
+        let call = self.control_ways.call(self.own, &[addr], frame);
+        matches!(tokio::time::timeout(limit, call).await, Ok(Ok(_)))
     }
 
     /// Asks a node and gives its answer and what is behind it.
@@ -145,10 +177,10 @@ impl Peers {
             Lost::NotSent
         })?;
         let call = self.control_ways.call(node, &self.addrs(node), frame);
-        let answer = match tokio::time::timeout(limit, call).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(Lost::Unknown),
-        };
+        let answer = tokio::time::timeout(limit, call).await;
+        let answer = answer
+            .unwrap_or(Err(Lost::Unknown))
+            .inspect_err(|_| self.not_heard(node))?;
         self.heard(node);
         if answer.head.is_empty() {
             let reply = answer.message_of_any_length();

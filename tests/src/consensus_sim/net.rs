@@ -57,6 +57,10 @@ struct Inner {
     ports: BTreeMap<usize, Port>,
     /// Told to start for the first time.
     born: BTreeSet<usize>,
+    /// Messages of the consensus, if they are recorded.
+    recorded: Option<Vec<(RaftKind, Bytes)>>,
+    /// What becomes of answers on their way.
+    lie: Option<fn(&mut NodeReply)>,
 }
 
 /// The network.
@@ -91,6 +95,8 @@ impl Net {
                 cut: BTreeSet::new(),
                 ports: BTreeMap::new(),
                 born: BTreeSet::from([0]),
+                recorded: None,
+                lie: None,
             }),
         })
     }
@@ -126,6 +132,21 @@ impl Net {
         self.inner.lock().born.clone()
     }
 
+    /// Messages of the consensus are recorded from now on.
+    pub fn record(&self) {
+        self.inner.lock().recorded = Some(Vec::new());
+    }
+
+    /// What was recorded.
+    pub fn recorded(&self) -> Vec<(RaftKind, Bytes)> {
+        self.inner.lock().recorded.clone().unwrap_or_default()
+    }
+
+    /// Answers of other nodes are changed on their way from now on.
+    pub fn lie(&self, lie: fn(&mut NodeReply)) {
+        self.inner.lock().lie = Some(lie);
+    }
+
     /// How long a message takes; none: it never arrives.
     fn way(&self, from: usize, to: usize) -> Option<u64> {
         let mut inner = self.inner.lock();
@@ -151,10 +172,14 @@ impl Net {
         (request, body): (NodeRequest, Bytes),
         tell: oneshot::Sender<Result<(NodeReply, Bytes), Lost>>,
     ) {
-        let port = {
-            let inner = self.inner.lock();
+        let (port, lie) = {
+            let mut inner = self.inner.lock();
+            if let (Some(recorded), NodeRequest::Raft(kind)) = (&mut inner.recorded, &request) {
+                recorded.push((*kind, body.clone()));
+            }
             let port = inner.ports.get(&to);
-            port.and_then(|port| Some((port.owner, port.served.upgrade()?)))
+            let port = port.and_then(|port| Some((port.owner, port.served.upgrade()?)));
+            (port, inner.lie)
         };
         let Some((owner, served)) = port else {
             // Nobody waits for it once it has timed out.
@@ -164,7 +189,10 @@ impl Net {
         let exec = Arc::clone(&self.exec);
         let task = Box::pin(async move {
             let what = kind(&request);
-            let (reply, body) = served.serve(id(from), request, body).await;
+            let (mut reply, body) = served.serve(id(from), request, body).await;
+            if let Some(lie) = lie {
+                lie(&mut reply);
+            }
             let way = self.way(to, from);
             let sum = crc32fast::hash(&body);
             let text = match &reply {
@@ -240,7 +268,8 @@ impl Ways {
         self.env.now().since(heard.unwrap_or(self.begun))
     }
 
-    fn exchange(
+    /// Asks a node and gives its answer and what is behind it.
+    pub fn exchange(
         &self,
         node: NodeId,
         request: NodeRequest,

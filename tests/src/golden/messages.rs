@@ -14,6 +14,7 @@ pub struct Sample {
     /// Its bytes in this build.
     pub bytes: Vec<u8>,
     check: Box<dyn Fn(&[u8]) -> Result<(), String>>,
+    again: fn(&[u8]) -> Result<bool, String>,
     /// Number of its variant.
     pub variant: u8,
     unknown: fn(u8) -> bool,
@@ -47,6 +48,13 @@ impl Sample {
                     ))
                 }
             }),
+            again: |bytes| match postcard_like::<T>(bytes) {
+                Err(_) => Ok(false),
+                Ok((read, _)) => match postcard_like::<T>(&encode(&read)) {
+                    Ok((same, [])) if same == read => Ok(true),
+                    other => Err(format!("{read:?} is read again as {other:?}")),
+                },
+            },
             unknown: |variant| {
                 let mut bytes = vec![0; 4_096];
                 bytes[0] = variant;
@@ -61,6 +69,14 @@ impl Sample {
     /// The difference.
     pub fn check(&self, bytes: &[u8]) -> Result<(), String> {
         (self.check)(bytes)
+    }
+
+    /// Whether bytes can be read as this type; what was read can then be written and is read as the same.
+    ///
+    /// # Errors
+    /// The difference.
+    pub fn again(&self, bytes: &[u8]) -> Result<bool, String> {
+        (self.again)(bytes)
     }
 
     /// The part of the name before the variant.

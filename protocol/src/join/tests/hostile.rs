@@ -73,10 +73,15 @@ impl World {
     }
 
     fn ask(&self, frame: Frame) -> JoinReply {
+        self.ask_over(BINDING, frame)
+    }
+
+    /// Over another connection.
+    fn ask_over(&self, binding: [u8; 32], frame: Frame) -> JoinReply {
         let answer = Arc::new(Mutex::new(None));
         let slot = Arc::clone(&answer);
         let reply = Box::new(move |frame: Frame| *slot.lock() = Some(frame));
-        self.answerer.serve(addr(), BINDING, frame, reply);
+        self.answerer.serve(addr(), binding, frame, reply);
         let frame = answer.lock().take().expect("an answer at once");
         frame.message().unwrap()
     }
@@ -152,6 +157,62 @@ fn every_cut_and_every_flipped_bit_is_refused() {
     }
 }
 
+/// All that two nodes which know the secret say to each other over a connection.
+fn said_over(who: &Introduction, binding: [u8; 32]) -> Vec<Bytes> {
+    let shared = shared();
+    let prover = Prover {
+        secret: &shared,
+        binding,
+    };
+    let mut other = who.clone();
+    other.run += 1;
+    let head = |frame: Result<Frame, _>| frame.unwrap().head;
+    vec![
+        head(Frame::new(&prover.hello(who.clone()), Bytes::new())),
+        head(Frame::new(
+            &prover.adopt(who.clone(), adoption()),
+            Bytes::new(),
+        )),
+        head(Frame::new(&prover.greeting(who, fit()), Bytes::new())),
+        head(Frame::new(&prover.greeting(&other, fit()), Bytes::new())),
+        head(Frame::new(&JoinReply::Adopted, Bytes::new())),
+    ]
+}
+
+#[test]
+fn what_was_said_elsewhere_or_by_the_other_side_proves_nothing() {
+    let bindings = [[1; 32], [2; 32], [3; 32]];
+    let (shared, who) = (shared(), own());
+    for (said_on, binding) in bindings.iter().enumerate() {
+        for (number, head) in said_over(&who, *binding).into_iter().enumerate() {
+            for (heard_on, binding) in bindings.iter().enumerate() {
+                let frame = Frame {
+                    head: head.clone(),
+                    body: Bytes::new(),
+                };
+                let prover = Prover {
+                    secret: &shared,
+                    binding: *binding,
+                };
+                // As an answer: a greeting, on its own connection, to who asked.
+                if let Ok(JoinReply::Greeting { facts, proof }) = frame.message() {
+                    let right = said_on == heard_on && number == 2;
+                    let accepted = prover.accepts_greeting(&who, &facts, proof);
+                    assert_eq!(accepted, right, "{number} of {said_on} on {heard_on}");
+                }
+                // As a request: those that are one, on their own connection, which others show to be taken.
+                if said_on != heard_on || number > 1 {
+                    let reply = World::new().ask_over(*binding, frame);
+                    assert!(
+                        matches!(reply, JoinReply::Refused(Refusal::Proof | Refusal::Garbled)),
+                        "{number} of {said_on} on {heard_on}: {reply:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_body_has_no_place() {
     let [hello, _] = requests();
@@ -187,6 +248,35 @@ proptest! {
             head.extend(std::iter::repeat_n(fill, 100));
             let frame = Frame { head: head.into(), body: Bytes::new() };
             prop_assert!(matches!(World::new().ask(frame), JoinReply::Refused(_)));
+        }
+    }
+
+    #[test]
+    fn pieces_of_what_was_said_prove_nothing(
+        one in 0usize..5,
+        other in 0usize..5,
+        cut in 0.0f64..1.0,
+        and_on in 0.0f64..1.0,
+        noise in proptest::collection::vec(any::<u8>(), 0..20),
+    ) {
+        // The beginning of the one, some noise, the rest of the other.
+        let said = said_over(&own(), BINDING);
+        let (first, second) = (&said[one], &said[other]);
+        let at = |piece: &Bytes, share: f64| (piece.len() as f64 * share) as usize;
+        let start = &first[..at(first, cut)];
+        let rest = &second[at(second, and_on)..];
+        let head: Bytes = [start, &noise, rest].concat().into();
+        let frame = Frame { head, body: Bytes::new() };
+        let same = said.iter().any(|whole| *whole == frame.head);
+        if let Ok(JoinReply::Greeting { facts, proof }) = frame.message() {
+            let shared = shared();
+            let prover = Prover { secret: &shared, binding: BINDING };
+            let accepted = prover.accepts_greeting(&own(), &facts, proof);
+            prop_assert!(!accepted || same);
+        }
+        if !same {
+            let reply = World::new().ask(frame);
+            prop_assert!(matches!(reply, JoinReply::Refused(_)), "{:?}", reply);
         }
     }
 

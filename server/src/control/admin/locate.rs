@@ -6,19 +6,23 @@ use mortar_protocol::view::{BrickInfo, SetKind};
 
 use super::{Admin, Refusal};
 use crate::control::hosts;
-use crate::control::machine::State;
+use crate::control::machine::{State, check_count};
 use crate::control::nodes::draw_id;
 
 impl Admin {
     /// The bricks of a new volume, with their nodes.
     pub(super) async fn locate(&self, create: &CreateVolume) -> Result<Vec<BrickInfo>, Refusal> {
+        check_count(create.bricks.len())?;
         let mut bricks = Vec::new();
         for BrickSpec { host, path } in &create.bricks {
             let node = self.node_of(host).await;
             let node =
                 node.ok_or_else(|| format!("Host {host} is not in 'Peer in Cluster' state"))?;
             let path = normal(path).ok_or_else(|| {
-                format!("{host}:{path}: a brick's path starts with / and has no ..")
+                format!(
+                    "{host}:{}: a brick's path starts with /, has no .. and can be printed",
+                    path.escape_debug()
+                )
             })?;
             bricks.push(BrickInfo {
                 id: BrickId(draw_id(&self.env)),
@@ -75,7 +79,7 @@ pub(super) fn normal(path: &str) -> Option<String> {
         match part {
             "" | "." => {}
             ".." => return None,
-            part if part.contains('\0') => return None,
+            part if part.contains(char::is_control) => return None,
             part => parts.push(part),
         }
     }

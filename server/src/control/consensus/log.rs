@@ -22,7 +22,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::{LogId, SnapshotMeta, StorageError, Types, Vote};
+use super::{LogId, SnapshotMeta, StorageError, Types, Vote, sane};
 use crate::control::sessions::Given;
 use crate::control::store::ControlError;
 
@@ -86,6 +86,13 @@ fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, String> {
 
 fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, String> {
     postcard::from_bytes(bytes).map_err(|error| format!("{what} is damaged: {error}"))
+}
+
+fn checked<T>(what: &str, value: T, sound: impl FnOnce(&T) -> bool) -> Result<T, String> {
+    match sound(&value) {
+        true => Ok(value),
+        false => Err(format!("{what} is damaged: it makes no sense")),
+    }
 }
 
 impl File {
@@ -263,10 +270,13 @@ fn load(database: &Database) -> Result<(Kept, Option<Saved>), String> {
     };
     let mut kept = Kept::default();
     if let Some(bytes) = note("vote")? {
-        kept.vote = Some(decode("the vote", &bytes)?);
+        let vote: Vote = decode("the vote", &bytes)?;
+        kept.vote = Some(checked("the vote", vote, sane::vote)?);
     }
     if let Some(bytes) = note("purged")? {
-        kept.purged = decode("the log's beginning", &bytes)?;
+        let purged: Option<LogId> = decode("the log's beginning", &bytes)?;
+        let sound = |purged: &Option<LogId>| purged.as_ref().is_none_or(sane::position);
+        kept.purged = checked("the log's beginning", purged, sound)?;
     }
     if let Some(bytes) = note("committed")? {
         kept.committed = decode("the committed position", &bytes)?;
@@ -284,9 +294,16 @@ fn load(database: &Database) -> Result<(Kept, Option<Saved>), String> {
         }
         kept.entries.insert(number, entry);
     }
+    if !sane::entries(None, kept.entries.values()) {
+        return Err("the log is damaged: its entries do not follow each other".to_owned());
+    }
     let saved = match (note("snapshot")?, note("state")?) {
         (Some(meta), Some(data)) => Some(Saved {
-            meta: decode("the snapshot", &meta)?,
+            meta: checked(
+                "the snapshot",
+                decode("the snapshot", &meta)?,
+                sane::snapshot_meta,
+            )?,
             data: data.into(),
         }),
         _ => None,

@@ -2,13 +2,15 @@
 //! messages on the node's port.
 //!
 //! `runtime` gives the library time and tasks from the seam, `log` and `state` keep what it wants kept, `network`
-//! carries its messages, `elections` decides when to stand, `voters` who votes.
+//! carries its messages, `sane` keeps from the library what no node would say, `elections` decides when to stand, `voters`
+//! who votes.
 
 mod elections;
 mod log;
 mod network;
 mod node;
 mod runtime;
+mod sane;
 mod state;
 pub mod voters;
 

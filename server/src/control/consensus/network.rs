@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{SnapshotMeta, Types, Vote};
+use super::{SnapshotMeta, Types, Vote, sane};
 
 /// A node that does not answer is tried again after this long.
 const BACKOFF: Duration = Duration::from_millis(300);
@@ -183,8 +183,11 @@ impl Arriving {
         piece: Piece,
         (offset, total): (u64, u64),
     ) -> Option<(Vote, Option<Snapshot<Types>>)> {
+        if total > MAX_SNAPSHOT || !sane::snapshot(&piece.vote, &piece.meta, from) {
+            return None;
+        }
         let mut arriving = self.0.lock();
-        if offset == 0 && total <= MAX_SNAPSHOT {
+        if offset == 0 {
             arriving.insert(from, (piece.meta.snapshot_id.clone(), Vec::new()));
         }
         let (id, bytes) = arriving.get_mut(&from)?;

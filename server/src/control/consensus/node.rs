@@ -22,6 +22,7 @@ use super::elections::{self, SignOfLife};
 use super::log::{ControlDisk, File, LogStore};
 use super::network::{Arriving, Network, Piece, Wire};
 use super::runtime::within;
+use super::sane;
 use super::state::{Machine, Shared};
 use crate::control::machine::{Command, Outcome, State};
 use crate::control::nodes::in_time;
@@ -287,6 +288,9 @@ impl Consensus {
         match kind {
             RaftKind::Append => {
                 let request: AppendEntriesRequest<Types> = postcard::from_bytes(&body).ok()?;
+                if !sane::append(&request, from) {
+                    return None;
+                }
                 let answer = within(&self.env, self.raft.append_entries(request)).await;
                 if !matches!(answer, Ok(AppendEntriesResponse::HigherVote(_)) | Err(_)) {
                     self.life.note(self.env.now());
@@ -295,6 +299,9 @@ impl Consensus {
             }
             RaftKind::Vote => {
                 let request: VoteRequest<NodeId> = postcard::from_bytes(&body).ok()?;
+                if !sane::vote_request(&request, from) {
+                    return None;
+                }
                 let answer = within(&self.env, self.raft.vote(request)).await;
                 if answer.as_ref().is_ok_and(|answer| answer.vote_granted) {
                     self.life.note(self.env.now());
@@ -308,6 +315,11 @@ impl Consensus {
                     match self.arriving.piece(from, piece, (offset, total))? {
                         (vote, None) => Ok(SnapshotResponse::new(vote)),
                         (vote, Some(snapshot)) => {
+                            // To the library, one that cannot be installed is the end.
+                            if let Err(why) = State::read(&snapshot.snapshot) {
+                                tracing::warn!(%from, "a snapshot is not taken: {why}");
+                                return None;
+                            }
                             within(&self.env, self.raft.install_full_snapshot(vote, snapshot))
                                 .await
                                 .map_err(RaftError::Fatal)

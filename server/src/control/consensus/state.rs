@@ -56,7 +56,7 @@ impl Machine {
     pub(super) fn new(file: Arc<File>, saved: Option<Saved>) -> Result<Self, String> {
         let (state, applied, membership) = match &saved {
             Some(saved) => (
-                read(&saved.data)?,
+                State::read(&saved.data)?,
                 saved.meta.last_log_id,
                 saved.meta.last_membership.clone(),
             ),
@@ -70,10 +70,6 @@ impl Machine {
             saved: Arc::new(Mutex::new(saved)),
         })
     }
-}
-
-fn read(data: &Bytes) -> Result<State, String> {
-    postcard::from_bytes(data).map_err(|error| format!("the snapshot is damaged: {error}"))
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -125,7 +121,7 @@ impl RaftStateMachine<Types> for Machine {
         data: Box<Bytes>,
     ) -> Result<(), StorageError> {
         let subject = ErrorSubject::Snapshot(Some(meta.signature()));
-        let state = read(&data).map_err(|why| self.file.failed(subject, &why))?;
+        let state = State::read(&data).map_err(|why| self.file.failed(subject, &why))?;
         let saved = Saved {
             meta: meta.clone(),
             data: *data,

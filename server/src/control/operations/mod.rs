@@ -172,7 +172,8 @@ pub(super) async fn health(
         let asked_at = wall_ms(env);
         let told = match nodes.ask(*node, NodeRequest::Health, LOOK).await {
             Ok(NodeReply::Health(mut health)) => {
-                health.told.clock_ms -= i64::midpoint(asked_at, wall_ms(env));
+                let here = i64::midpoint(asked_at, wall_ms(env));
+                health.told.clock_ms = health.told.clock_ms.saturating_sub(here);
                 Some(*health)
             }
             _ => None,

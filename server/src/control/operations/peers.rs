@@ -114,7 +114,11 @@ impl Operations {
         }
         let answers = self.health(&[node]).await;
         if answers.iter().any(|(_, health)| health.is_none()) && !force {
-            return Err("One of the peers is probably down. Check with 'peer status'".to_owned());
+            return Err(format!(
+                "One of the peers is probably down. Check with 'peer status' ({} does not answer; with 'force' at the \
+                 end of the command it is taken out all the same)",
+                self.host_of(node)
+            ));
         }
         self.propose(Command::Detach { node }).await?;
         // The rest is done by whoever leads, see `membership`.

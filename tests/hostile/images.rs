@@ -1,57 +1,22 @@
-//! Bad input: damaged, truncated and forged brick images, and requests nobody in his right mind would send. Nothing
-//! panics, what is refused is refused with a reason, and no read shows bytes that were not written.
-//!
-//! `HOSTILE_SEED` and `HOSTILE_ROUNDS` vary and lengthen the runs.
+//! Images of bricks.
 
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use clap::Parser;
-use mortar_protocol::fop::{Fop, Reply, Request};
-use mortar_protocol::frame::{Frame, PREFIX};
-use mortar_protocol::ids::{InodeId, SessionId};
-use mortar_protocol::peer::{PeerFrame, decode_entries};
+use mortar_protocol::fop::{Fop, Reply};
+use mortar_protocol::ids::InodeId;
 use mortar_server::device::Device;
 use mortar_server::device::sim::SimDisk;
 use mortar_server::offline;
 use mortar_server::store::Store;
 use mortar_server::superblock::{Geometry, MIN_SIZE};
 use mortar_tests::crash::look::{Plain, Reads};
-use mortar_tests::crash::rig::{Past, Rig, format};
-use mortar_tests::golden::{brick, messages};
+use mortar_tests::golden::brick;
 
-/// Numbers of a seeded sequence.
-struct Draw(u64);
-
-impl Draw {
-    fn new(seed: u64) -> Self {
-        Self(seed ^ number("HOSTILE_SEED", 0))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = self.0;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    let text = std::env::var(variable).ok();
-    text.and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-fn rounds(default: u64) -> u64 {
-    number("HOSTILE_ROUNDS", default)
-}
+use crate::{Draw, rounds, said};
 
 type Pages = Vec<(u64, [u8; 4096])>;
 
@@ -101,11 +66,6 @@ fn damage(pages: &mut Pages, draw: &mut Draw) -> String {
             format!("all of {from}..{to}")
         }
     }
-}
-
-/// The text of a refusal or problem; it must say something.
-fn said(text: &str) {
-    assert!(text.len() > 8, "{text:?} says nothing");
 }
 
 /// Reads what a checkpoint of the golden brick holds; nothing may be there with other contents.
@@ -315,148 +275,4 @@ fn forged_superblocks_never_panic() {
         }));
         assert!(outcome.is_ok(), "bytes {start}..{end} are {with:#x}");
     }
-}
-
-/// Bytes of a message, changed in one of several ways.
-fn mutated(bytes: &[u8], draw: &mut Draw) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    for _ in 0..=draw.below(3) {
-        let at = draw.below(bytes.len() + 1);
-        match draw.below(6) {
-            0 => bytes.truncate(at),
-            1 => bytes.insert(at, draw.next() as u8),
-            // The longest numbers there are.
-            2 => {
-                let long = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01];
-                let end = (at + 1 + draw.below(4)).min(bytes.len());
-                bytes.splice(at.min(end)..end, long);
-            }
-            3 => bytes.extend((0..draw.below(40)).map(|_| draw.next() as u8)),
-            _ => {
-                if let Some(byte) = bytes.get_mut(at) {
-                    *byte = draw.next() as u8;
-                }
-            }
-        }
-    }
-    bytes
-}
-
-#[test]
-fn no_bytes_make_a_decoder_panic() {
-    let samples = messages::all();
-    for round in 0..rounds(1_000) {
-        let mut draw = Draw::new(round + 40_000);
-        for sample in &samples {
-            let bytes = mutated(&sample.bytes, &mut draw);
-            let _ = sample.check(&bytes);
-            let _ = decode_entries(bytes.clone().into());
-            let frame = Frame {
-                head: bytes.clone().into(),
-                body: mutated(&bytes, &mut draw).into(),
-            };
-            if let Ok(Request::Peer(envelope)) = frame.message::<Request>() {
-                let _ = PeerFrame::decode(envelope, frame.body.clone());
-            }
-            let mut prefix = [0; PREFIX];
-            prefix.fill_with(|| draw.next() as u8);
-            if let Ok((head, body)) = Frame::lengths(prefix) {
-                assert!(head <= 256 << 10 && body <= 4 << 20);
-            }
-        }
-    }
-}
-
-#[test]
-fn hostile_requests_do_no_harm() {
-    const SESSION: SessionId = SessionId(1);
-    let disk = format(5).expect("a brick");
-    let mut rig = Rig::open(disk, Past::default(), SESSION, &[SESSION]).expect("it opens");
-    rig.get(Fop::SessionBegin).expect("a session");
-    let fops: Vec<Vec<u8>> = messages::all()
-        .into_iter()
-        .filter(|sample| matches!(sample.kind(), "Fop" | "Part" | "InodeOp"))
-        .filter_map(|sample| hostile_fop(&sample))
-        .collect();
-    assert!(fops.len() > 50);
-    let (mut refused, mut done) = (0, 0);
-    for round in 0..rounds(400) {
-        let mut draw = Draw::new(round + 50_000);
-        for bytes in &fops {
-            let bytes = if round == 0 {
-                bytes.clone()
-            } else {
-                mutated(bytes, &mut draw)
-            };
-            let Ok(fop) = postcard::from_bytes::<Fop>(&bytes) else {
-                continue;
-            };
-            if matches!(fop, Fop::SessionEnd | Fop::LockWait(_)) {
-                continue; // the first ends the test, the other only waits
-            }
-            let body = Bytes::from(vec![7; draw.below(300)]);
-            let text = format!("{fop:?}");
-            let answer = catch_unwind(AssertUnwindSafe(|| rig.ask(fop, body, false)));
-            match answer {
-                Ok(Some((answer, _))) if answer.result.is_ok() => done += 1,
-                Ok(_) => refused += 1,
-                Err(_) => panic!("round {round}: {text}"),
-            }
-        }
-        rig.pass_until_applied();
-    }
-    assert!(
-        done > 100 && refused > 100,
-        "{done} done, {refused} refused"
-    );
-    let (reply, _) = rig
-        .get(Fop::GetAttr { id: InodeId::ROOT })
-        .expect("it serves");
-    assert!(matches!(reply, Reply::Attr(..)));
-    rig.pass_until_checkpoint();
-    let disk = rig
-        .disk
-        .reboot(mortar_server::device::sim::Survival::Process);
-    drop(rig);
-    let device: Arc<dyn Device> = disk;
-    let mut store = Store::open(device).expect("it opens again");
-    store.announce(store.head().seq);
-    store.settle(&mut |_| Vec::new()).expect("it settles");
-    assert_eq!(offline::check(&store).problems, Vec::<String>::new());
-}
-
-/// The encoded operation that a sample is, or is a part of; all work on the root and on one file.
-fn hostile_fop(sample: &messages::Sample) -> Option<Vec<u8>> {
-    let mut bytes = match sample.kind() {
-        "Fop" => sample.bytes.clone(),
-        // Within a commit or a change of one part: the number of the variant, then the part in place of its parts.
-        kind => {
-            let outer = messages::all().into_iter().find(|outer| {
-                outer.name
-                    == if kind == "Part" {
-                        "Fop.commit"
-                    } else {
-                        "Fop.change"
-                    }
-            })?;
-            let Ok(fop) = postcard::from_bytes::<Fop>(&outer.bytes) else {
-                return None;
-            };
-            let fop = match fop {
-                Fop::Commit { time, .. } => Fop::Commit {
-                    parts: vec![postcard::from_bytes(&sample.bytes).ok()?],
-                    time,
-                },
-                Fop::Change(mut change) => {
-                    change.ops = vec![postcard::from_bytes(&sample.bytes).ok()?];
-                    change.id = InodeId::ROOT;
-                    Fop::Change(change)
-                }
-                _ => return None,
-            };
-            postcard::to_stdvec(&fop).ok()?
-        }
-    };
-    bytes.shrink_to_fit();
-    Some(bytes)
 }
