@@ -303,6 +303,7 @@ fn changed(bytes: &[u8], rng: &mut Rng) -> Bytes {
 }
 
 /// Datagrams to all nodes, some of which begin as QUIC does.
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
 fn datagrams(to: &[SocketAddr], rng: &mut Rng, over: &AtomicBool) -> u64 {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     let mut sent = 0;

@@ -267,7 +267,7 @@ proptest! {
         let rest = &second[at(second, and_on)..];
         let head: Bytes = [start, &noise, rest].concat().into();
         let frame = Frame { head, body: Bytes::new() };
-        let same = said.iter().any(|whole| *whole == frame.head);
+        let same = said.contains(&frame.head);
         if let Ok(JoinReply::Greeting { facts, proof }) = frame.message() {
             let shared = shared();
             let prover = Prover { secret: &shared, binding: BINDING };
