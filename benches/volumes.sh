@@ -15,7 +15,7 @@ mkdir -p "$dir" && dir=$(cd "$dir" && pwd) || exit 1
 image=$dir/image
 [ -e "$image" ] && { echo "$dir is used already"; exit 1; }
 dir=$dir/host
-mkdir -p "$dir" && truncate -s $((volumes * 100 + 2000))M "$image" && mkfs.xfs -q "$image" &&
+mkdir -p "$dir" && truncate -s $((volumes * 150 + 2000))M "$image" && mkfs.xfs -q "$image" &&
     mount -o loop "$image" "$dir" || { rm -f "$image"; exit 1; }
 declare -a pids
 up() { # NODE
@@ -25,7 +25,7 @@ up() { # NODE
     pids[$1]=$!
 }
 down() {
-    mountpoint -q "$dir/mnt" && umount "$dir/mnt"
+    mountpoint -q "$dir/mnt" && { umount "$dir/mnt" || umount -l "$dir/mnt"; }
     kill "${pids[@]}" 2>/dev/null; wait 2>/dev/null
     umount "$dir" && rm -f "$image"
 }

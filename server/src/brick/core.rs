@@ -21,7 +21,7 @@ use super::state::{Brick, Queued};
 /// How often bricks are told that time has passed.
 const TICK: Duration = Duration::from_millis(100);
 /// How often those are told to which nothing has happened for a while: a node may have thousands of them.
-const QUIET_TICK: Duration = Duration::from_secs(1);
+const QUIET_TICK: Duration = Duration::from_secs(2);
 /// After how long without anything a brick is one of those.
 const QUIET_AFTER: Duration = Duration::from_secs(2);
 /// Most rounds of one run; what is left is handled by the next, which is asked for at once.
@@ -52,6 +52,8 @@ impl Staging {
 /// The bricks of one thread.
 pub struct Core {
     bricks: BTreeMap<BrickId, Brick>,
+    /// Those to which something has happened, or that wait for something.
+    lively: BTreeSet<BrickId>,
     rules: Arc<dyn Rules>,
     completions: Arc<Completions>,
     budget: Arc<PendingBudget>,
@@ -61,6 +63,8 @@ pub struct Core {
     staging: BTreeMap<u64, Staging>,
     next_staging: u64,
     ticked: Option<Mono>,
+    /// When all were ticked.
+    toured: Option<Mono>,
     now: Mono,
     wall: Time,
 }
@@ -75,6 +79,7 @@ impl Core {
     ) -> Self {
         Self {
             bricks: BTreeMap::new(),
+            lively: BTreeSet::new(),
             rules,
             completions,
             budget,
@@ -83,6 +88,7 @@ impl Core {
             staging: BTreeMap::new(),
             next_staging: 0,
             ticked: None,
+            toured: None,
             now: Mono(0),
             wall: Time::default(),
         }
@@ -106,16 +112,7 @@ impl Core {
         let mut busy = BTreeSet::new();
         if self.ticked.is_none_or(|then| self.now.since(then) >= TICK) {
             self.ticked = Some(self.now);
-            for (id, brick) in &mut self.bricks {
-                let quiet = self.now.since(brick.active) >= QUIET_AFTER && brick.is_idle();
-                if quiet && self.now.since(brick.now) < QUIET_TICK {
-                    continue;
-                }
-                brick.now = self.now;
-                brick.wall = wall;
-                brick.tick();
-                busy.insert(*id);
-            }
+            busy = self.tick();
         }
         for _ in 0..MAX_ROUNDS {
             let messages = std::mem::take(&mut self.inbox);
@@ -144,6 +141,31 @@ impl Core {
         !busy.is_empty()
     }
 
+    /// Tells bricks that time has passed; gives those that were told.
+    fn tick(&mut self) -> BTreeSet<BrickId> {
+        let (now, wall) = (self.now, self.wall);
+        let tour = self.toured.is_none_or(|then| now.since(then) >= QUIET_TICK);
+        let told = match tour {
+            true => {
+                self.toured = Some(now);
+                self.bricks.keys().copied().collect()
+            }
+            false => std::mem::take(&mut self.lively),
+        };
+        self.lively.clear();
+        for id in &told {
+            let Some(brick) = self.bricks.get_mut(id) else {
+                continue;
+            };
+            (brick.now, brick.wall) = (now, wall);
+            brick.tick();
+            if now.since(brick.active) < QUIET_AFTER || !brick.is_idle() {
+                self.lively.insert(*id);
+            }
+        }
+        told
+    }
+
     /// Hands on what a brick gave out.
     fn deliver(&mut self, from: BrickId, busy: &mut BTreeSet<BrickId>, outbox: &mut dyn Outbox) {
         let Some(brick) = self.bricks.get_mut(&from) else {
@@ -159,6 +181,7 @@ impl Core {
                 Some(brick) => {
                     brick.now = self.now;
                     brick.active = self.now;
+                    self.lively.insert(to);
                     brick.on_peer(frame);
                     busy.insert(to);
                 }
@@ -169,6 +192,7 @@ impl Core {
 
     fn brick(&mut self, id: BrickId, busy: &mut BTreeSet<BrickId>) -> Option<&mut Brick> {
         let brick = self.bricks.get_mut(&id)?;
+        self.lively.insert(id);
         brick.now = self.now;
         brick.active = self.now;
         brick.wall = self.wall;
@@ -187,6 +211,7 @@ impl Core {
                 brick.wall = self.wall;
                 brick.report_started();
                 self.bricks.insert(id, brick);
+                self.lively.insert(id);
                 busy.insert(id);
             }
             Message::Close(id) => {

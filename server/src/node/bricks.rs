@@ -14,13 +14,15 @@ use mortar_protocol::report::{BrickEvent, FromBrick, ToBrick};
 use mortar_protocol::view::{BrickInfo, VolumeInfo};
 use mortar_protocol::watch::{Sum, Watch};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::core_thread::{CoreThread, Post};
 use crate::brick::{BrickConfig, BrickState, Message, PendingBudget, Rules, SpaceGauge, Storage};
 use crate::control::machine::Chore;
 use crate::control::nodes::BrickHost;
 
+/// Bricks that are opened at a time: each reads its ring and its maps, and a node may have thousands.
+const OPENINGS: usize = 8;
 /// How long a brick has to flush and stop in good order.
 const STOP_TIME: Duration = Duration::from_secs(8);
 
@@ -106,6 +108,8 @@ pub struct Bricks {
     node: NodeId,
     boot: BootId,
     stores: Arc<dyn Stores>,
+    /// Bricks that may be opened at a time.
+    opening: Semaphore,
     budget: Arc<PendingBudget>,
     cores: RwLock<Vec<CoreThread>>,
     open: RwLock<BTreeMap<BrickId, OpenBrick>>,
@@ -143,6 +147,7 @@ impl Bricks {
             node,
             boot: boot_id(),
             stores: backend.stores,
+            opening: Semaphore::new(OPENINGS),
             budget: PendingBudget::new(),
             cores: RwLock::new(Vec::new()),
             open: RwLock::new(BTreeMap::new()),
@@ -288,7 +293,11 @@ impl Bricks {
         let store = loop {
             let (stores, what) = (Arc::clone(&self.stores), Arc::clone(&what));
             let opening = move || stores.open(&what.0, set, &what.1);
-            match tokio::task::spawn_blocking(opening).await {
+            // A failure to acquire would mean that it was closed.
+            let turn = self.opening.acquire().await;
+            let opened = tokio::task::spawn_blocking(opening).await;
+            drop(turn);
+            match opened {
                 Ok(Ok(store)) => break store,
                 Ok(Err(failure)) if failure.busy && patience > 0 => {
                     patience -= 1;
