@@ -66,12 +66,13 @@ fn git_and_sqlite_keep_their_repositories_and_databases() {
     suites::git(mount.path());
     suites::sqlite(mount.path());
     suites::sqlite_in_two_processes([mount.path(); 2]);
-    // Programs on several mounts that look whether files of theirs are there need the servers' word for it.
-    let fresh = "entry-timeout=0,attribute-timeout=0";
-    let mounts = [1, 3].map(|n| cluster.mount_with(&[cluster.server(n)], "vol", fresh));
-    fs::remove_file(mount.join("shared.db")).expect("unlink");
-    suites::sqlite_in_two_processes([mounts[0].path(), mounts[1].path()]);
-    mounts.iter().for_each(Mount::umount);
+    // On two mounts, with names that are asked for each time and with the usual options.
+    for options in ["entry-timeout=0,attribute-timeout=0", ""] {
+        let mounts = [1, 3].map(|n| cluster.mount_with(&[cluster.server(n)], "vol", options));
+        fs::remove_file(mount.join("shared.db")).expect("unlink");
+        suites::sqlite_in_two_processes([mounts[0].path(), mounts[1].path()]);
+        mounts.iter().for_each(Mount::umount);
+    }
     remount(&cluster, &mount, 2);
     tool::run_in(&mount.join("clone"), "git", &["fsck", "--full", "--strict"]);
     for name in ["delete.db", "wal.db", "shared.db"] {

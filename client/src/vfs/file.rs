@@ -68,6 +68,10 @@ impl<B: Backend> Vfs<B> {
         let opened = core.backend.open(cred.clone(), id, known, data).await?;
         let now = core.now();
         let attr = opened.attr;
+        if attr.nlink == 0 && !core.is_open(id) {
+            // Another client has removed the name that the kernel still knows; it looks that up again.
+            return Err(Errno::ESTALE);
+        }
         let (handle, ()) = core.add_handle(id, cred.clone(), flags, |state| {
             state.opened(attr, opened.data, now);
         });

@@ -102,6 +102,13 @@ impl Mem {
         self.0.lock().change(id, vec![op], time).unwrap();
     }
 
+    /// Another client unlinks a file's last name, and somebody holds it open.
+    pub(crate) fn foreign_unlink(&self, id: InodeId) {
+        if let Some(inode) = self.0.lock().inodes.get_mut(&id) {
+            inode.attr.nlink = 0;
+        }
+    }
+
     fn call<T: Send>(&self, name: String, run: impl FnOnce(&mut Inner) -> Res<T>) -> Res<T> {
         let mut inner = self.0.lock();
         inner.log.push(name);

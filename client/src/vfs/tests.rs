@@ -406,6 +406,21 @@ fn a_rename_sends_what_is_held_first() {
 }
 
 #[test]
+fn a_name_that_another_client_has_removed_is_looked_up_again() {
+    run(async {
+        let rig = rig();
+        let (id, handle) = rig.create("a").await;
+        rig.mem.foreign_unlink(id);
+        // What is open here lives on.
+        let again = rig.vfs.open(root(), id, libc::O_RDONLY).await.unwrap();
+        rig.vfs.drop_handle(again.handle);
+        rig.vfs.drop_handle(handle);
+        let gone = rig.vfs.open(root(), id, libc::O_RDONLY).await;
+        assert_eq!(gone.err(), Some(Errno::ESTALE));
+    });
+}
+
+#[test]
 fn the_window_bounds_what_is_held() {
     run(async {
         let options = Options {
