@@ -67,7 +67,8 @@ wait_for 5 bash -c "! touch '$dir/mnt/other' 2>/dev/null"
 echo "volume set: answered after $set_took s, in effect on the mount after $(since "$begun") s"
 mortar 3 volume set v1 features.read-only off >/dev/null
 
-sleep 15
+# Checkpoints follow after 30 s, and members tell of each other's space for 60 s after a change.
+sleep 75
 before=$(ticks); client=$(pgrep -f -- "$dir/mnt" | head -1)
 client_before=$(awk '{ print $14 + $15 }' "/proc/$client/stat"); sleep 20
 hz=$(getconf CLK_TCK)
@@ -82,3 +83,5 @@ begun=$(now)
 for n in 1 2 3; do up $n; done
 wait_for 300 whole 1
 echo "restart of all three: every set serves after $(since "$begun") s"
+for n in 1 2 3; do awk '/VmHWM/ { print $2 }' "/proc/${pids[$n]}/status"; done |
+    awk '{ s += $1 } END { printf "memory: at most %.2f GiB together during the restart\n", s / 1048576 }'

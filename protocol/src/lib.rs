@@ -27,6 +27,7 @@ pub mod ids;
 pub mod join;
 pub mod limits;
 pub mod locks;
+pub mod log_gate;
 pub mod logfile;
 pub mod node;
 pub mod options;

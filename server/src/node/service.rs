@@ -10,6 +10,7 @@ use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Answer, Call, Request, Stage, StageAnswer};
 use mortar_protocol::frame::Frame;
 use mortar_protocol::ids::{BrickId, Mark, NodeId, Seq};
+use mortar_protocol::log_gate::LogGate;
 use mortar_protocol::node::{NodeReply, NodeRequest};
 use mortar_protocol::peer::{PeerEnvelope, PeerFrame};
 use mortar_protocol::transport::{Identity, Peer, ReplyTo, Service};
@@ -62,6 +63,8 @@ pub struct NodeService {
     bricks: Arc<Bricks>,
     control: Arc<Control>,
     calls: mpsc::Sender<ControlCall>,
+    /// For lines that whoever asks can cause.
+    gate: LogGate,
 }
 
 impl NodeService {
@@ -75,18 +78,23 @@ impl NodeService {
             bricks,
             control,
             calls,
+            gate: LogGate::default(),
         }
     }
 
     fn control(&self, call: ControlCall) {
-        if self.calls.try_send(call).is_err() {
-            tracing::warn!("too many requests for the control plane at a time");
+        if self.calls.try_send(call).is_err()
+            && let Some(more) = self.gate.pass()
+        {
+            tracing::warn!(more, "too many requests for the control plane at a time");
         }
     }
 
     fn node(&self, peer: &Peer, request: NodeRequest, body: Bytes, reply: ReplyTo) {
         let Identity::Node(from) = peer.identity else {
-            tracing::warn!(from = %peer.addr, "a client spoke as if it were a node");
+            if let Some(more) = self.gate.pass() {
+                tracing::warn!(from = %peer.addr, more, "a client spoke as if it were a node");
+            }
             return answer(reply, &refusal(Fault::Protocol), Bytes::new());
         };
         if !self.belongs(from) {
@@ -292,7 +300,9 @@ impl Service for NodeService {
             }
             Ok(Request::Node(request)) => self.node(&peer, request, body, reply),
             Err(error) => {
-                tracing::warn!(from = %peer.addr, %error, "refused a request");
+                if let Some(more) = self.gate.pass() {
+                    tracing::warn!(from = %peer.addr, %error, more, "refused a request");
+                }
                 answer(reply, &refusal(Fault::Protocol), Bytes::new());
             }
         }

@@ -20,7 +20,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -32,7 +31,6 @@ use quinn_proto::HashedConnectionIdGenerator;
 use tokio::runtime::Handle;
 
 use super::tls::TlsError;
-use crate::env_real::mono_now;
 use crate::frame::{Frame, PREFIX};
 
 /// Largest datagram path discovery tries, in bytes: ten of them, quinn's largest batch, stay below 65,507.
@@ -214,33 +212,6 @@ fn is_rejection(error: &ConnectionError) -> bool {
     };
     // TLS alerts.
     (0x100..0x200).contains(&code)
-}
-
-/// Lets one line through per second and counts the others.
-#[derive(Default, Debug)]
-struct LogGate {
-    last: AtomicU64,
-    held: AtomicU64,
-}
-
-impl LogGate {
-    /// The number of lines held back since the last one, if another may be written now.
-    fn pass(&self) -> Option<u64> {
-        let now = mono_now().0;
-        let last = self.last.load(Ordering::Relaxed);
-        let due = last == 0 || now.saturating_sub(last) >= 1_000_000_000;
-        if due
-            && self
-                .last
-                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok()
-        {
-            Some(self.held.swap(0, Ordering::Relaxed))
-        } else {
-            self.held.fetch_add(1, Ordering::Relaxed);
-            None
-        }
-    }
 }
 
 /// A piece of a probe: long enough that a node which does not know the connection may answer with a reset.

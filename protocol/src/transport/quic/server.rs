@@ -16,12 +16,12 @@ use super::assemble::{ReadFault, read_frame};
 use super::configs::{Configs, of_server};
 use super::stranger::{self, STRANGERS};
 use super::{
-    CONNECTION_WINDOW, LogGate, Pinned, QuicError, bind, code, endpoint_config, is_rejection,
-    write_frame,
+    CONNECTION_WINDOW, Pinned, QuicError, bind, code, endpoint_config, is_rejection, write_frame,
 };
 use crate::env::Mono;
 use crate::env_real::mono_now;
 use crate::frame::Frame;
+use crate::log_gate::LogGate;
 use crate::transport::tls::{self, JOIN_ALPN, LiveCredentials};
 use crate::transport::{Peer, ReplyTo, SharedService, Strangers};
 

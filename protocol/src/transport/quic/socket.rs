@@ -21,7 +21,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::LogGate;
+use crate::log_gate::LogGate;
 
 #[derive(Debug)]
 pub(super) struct Watched {
