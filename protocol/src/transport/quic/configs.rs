@@ -6,7 +6,8 @@ use parking_lot::Mutex;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, ServerConfig, VarInt};
 
-use super::{LogGate, QuicError, transport_config};
+use super::{QuicError, transport_config};
+use crate::log_gate::LogGate;
 use crate::transport::tls::{Credentials, LiveCredentials};
 
 /// What a connection may send before its certificate has been looked at, in bytes: there may be none.
