@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime as TokioRt;
 
 use super::*;
-use crate::env_real::{random, wall_now};
+use crate::env_real::{mono_now, random, wall_now};
 use crate::ids::{ClusterId, NodeId};
 use crate::limits::MAX_BODY;
 use crate::transport::tls::{Authority, Credentials, LiveCredentials};

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::attr::Time;
+use crate::env_real::mono_now;
 use crate::transport::tls::NODE_LIFE;
 
 fn ago(span: Duration) -> Time {

@@ -1,6 +1,7 @@
 //! Clients without a certificate: what they may do, and what they may not.
 
 use super::*;
+use crate::env_real::mono_now;
 use crate::transport::quic::configs::{Configs, client_configs};
 use crate::transport::quic::stranger::{REQUESTS, STRANGERS};
 use crate::transport::quic::{MAX_STRANGER_FRAME, StrangerConnection, StrangerFault};
