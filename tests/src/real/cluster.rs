@@ -360,12 +360,25 @@ impl Cluster {
         while !self.is_whole(n) {
             assert!(
                 start.elapsed() < limit,
-                "not whole within {limit:?}: {:#}",
-                self.status(n)["sets"]
+                "not whole within {limit:?}: {:#}\n{}",
+                self.status(n)["sets"],
+                self.dumps()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
         start.elapsed()
+    }
+
+    /// What all running nodes are doing.
+    fn dumps(&self) -> String {
+        let running: Vec<u8> = (1..=self.count()).filter(|n| self.runs(*n)).collect();
+        running.iter().for_each(|n| self.signal(*n, libc::SIGUSR1));
+        std::thread::sleep(Duration::from_secs(2));
+        let dump = |n: &u8| {
+            let text = fs::read_to_string(self.dir(*n).join("data/state.json"));
+            format!("--- node {n}\n{}\n", text.unwrap_or_default())
+        };
+        running.iter().map(dump).collect()
     }
 
     /// Creates a volume through node `n` and starts it: `bricks` on each node, in the order that gives each set one brick
