@@ -221,10 +221,8 @@ impl Cluster {
     pub fn kill(&mut self, n: u8) {
         self.end(n, libc::SIGKILL);
         // A killed process is gone only when the last of its threads is, and holds its data directory until then.
-        // Looked at by another process: what this one holds, its children hold until they have become other programs.
-        let lock = self.dir(n).join("data/lock");
-        let words = ["-w", "20", lock.to_str().expect("text"), "true"];
-        tool::run_in(self.dir(n), "flock", &words);
+        let lock = fs::File::open(self.dir(n).join("data/lock")).expect("the lock");
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock");
     }
 
     /// What a node has logged.
