@@ -66,8 +66,6 @@ pub(super) fn of_server(
         let crypto: Arc<QuicServerConfig> = Arc::new(crypto);
         Ok([false, true].map(|loopback| {
             let mut transport = transport_config(loopback);
-            // Whoever calls keeps the connection alive.
-            transport.keep_alive_interval(None);
             if strangers {
                 transport.receive_window(VarInt::from_u32(UNPROVEN_WINDOW));
             }
