@@ -413,7 +413,7 @@ impl Brick {
     }
 
     /// Says what space there is to whoever asks this node.
-    fn say_space(&mut self) {
+    fn say_space(&mut self, space: Space) {
         let now = self.now;
         let inodes = match self.counted {
             Some((then, inodes)) if now.since(then) < COUNT_EVERY => inodes,
@@ -425,7 +425,6 @@ impl Brick {
                 inodes
             }
         };
-        let space = self.storage.space();
         self.gauge.set(Space { inodes, ..space });
     }
 
@@ -438,8 +437,9 @@ impl Brick {
             self.share.count(self.storage.pending().0);
             return;
         }
-        self.log.set_space(self.storage.space());
-        self.say_space();
+        let space = self.storage.space();
+        self.log.set_space(space);
+        self.say_space(space);
         loop {
             self.look_at_role();
             self.run_queue();

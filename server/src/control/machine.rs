@@ -327,6 +327,12 @@ impl State {
             .find(|volume| volume.info.name == name)
     }
 
+    /// What people call a node: the host it is known by, else its id.
+    pub fn host_of(&self, node: NodeId) -> String {
+        let record = self.nodes.get(&node);
+        record.map_or_else(|| node.to_string(), |record| record.host.clone())
+    }
+
     /// The nodes in the order in which they came.
     pub fn nodes_in_order(&self) -> Vec<(NodeId, &NodeRecord)> {
         let mut nodes: Vec<_> = self.nodes.iter().map(|(id, node)| (*id, node)).collect();

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mortar_protocol::admin::NodeTold;
 use mortar_protocol::env::{Env, Mono};
-use mortar_protocol::ids::{BrickId, ClusterId, NodeId, VolumeId};
+use mortar_protocol::ids::{BrickId, ClusterId, NodeId};
 use mortar_protocol::node::{BrickTask, NodeHealth, NodeReply, NodeRequest};
 use mortar_protocol::report::FromBrick;
 use mortar_protocol::view::VolumeState;
@@ -120,7 +120,10 @@ impl Served {
     async fn format(&self, task: BrickTask) -> Result<(), String> {
         let volume = task.volume.id;
         // This node may not have heard of the creation yet.
-        in_time(&self.env, CREATION_KNOWN, self.begun(volume)).await;
+        let begun = self
+            .control
+            .when(|state| state.creating.contains_key(&volume));
+        in_time(&self.env, CREATION_KNOWN, begun).await;
         let brick = task.brick.id;
         // Noted before the state is looked at: whoever clears the brick sees the note, or this the newer state.
         self.formatting.0.lock().insert(brick);
@@ -130,17 +133,6 @@ impl Served {
         };
         self.formatting.0.lock().remove(&brick);
         done
-    }
-
-    async fn begun(&self, volume: VolumeId) {
-        let mut watch = self.control.watch();
-        loop {
-            watch.mark_unchanged();
-            let known = self.control.state().creating.contains_key(&volume);
-            if known || watch.changed().await.is_err() {
-                return;
-            }
-        }
     }
 
     async fn propose(&self, body: &[u8]) -> (NodeReply, Bytes) {

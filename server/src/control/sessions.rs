@@ -118,7 +118,8 @@ impl Sessions {
         )??;
         noted.await?;
         self.given.notify_one();
-        let known = self.when(|state| !set_aside(state, self.own).contains(&session));
+        let told = |state: &State| !set_aside(state, self.own).contains(&session);
+        let known = self.control.when(told);
         in_time(&self.env, KNOWN_TIME, known).await;
         Ok(session)
     }
@@ -153,17 +154,6 @@ impl Sessions {
             self.given.notify_one();
             if watch.changed().await.is_err() {
                 return Err("the daemon stops".to_owned());
-            }
-        }
-    }
-
-    /// Completes when the state is as wanted.
-    async fn when(&self, wanted: impl Fn(&State) -> bool) {
-        let mut watch = self.control.watch();
-        loop {
-            watch.mark_unchanged();
-            if wanted(&self.control.state()) || watch.changed().await.is_err() {
-                return;
             }
         }
     }

@@ -223,6 +223,17 @@ impl Control {
         }
     }
 
+    /// Completes when the state is as wanted, or no command can come any more.
+    pub(in crate::control) async fn when(&self, wanted: impl Fn(&State) -> bool) {
+        let mut watch = self.watch();
+        loop {
+            watch.mark_unchanged();
+            if wanted(&self.state()) || watch.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// This node's part in the consensus, if it has one.
     pub fn consensus(&self) -> Option<&Consensus> {
         match &self.0 {
@@ -313,12 +324,7 @@ impl Joint {
         });
         let silent = join_all(looks).await.into_iter().flatten();
         let state = self.consensus.state();
-        silent
-            .map(|node| match state.nodes.get(&node) {
-                Some(record) => record.host.clone(),
-                None => node.to_string(),
-            })
-            .collect()
+        silent.map(|node| state.host_of(node)).collect()
     }
 
     async fn no_majority(&self) -> ControlError {

@@ -144,9 +144,8 @@ impl Peers {
 
     /// What people call a node.
     fn name(&self, node: NodeId) -> String {
-        let state = self.state();
-        let record = state.as_ref().and_then(|state| state.nodes.get(&node));
-        record.map_or_else(|| node.to_string(), |record| record.host.clone())
+        self.state()
+            .map_or_else(|| node.to_string(), |state| state.host_of(node))
     }
 
     /// Whether a daemon at an address answers as this node.

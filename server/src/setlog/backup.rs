@@ -25,7 +25,7 @@ pub(super) struct Backup {
     pub(super) answer_due: bool,
     /// The space that the primary was last told of, and when.
     space_told: (Space, Mono),
-    /// When entries, or a question for positions, last came.
+    /// When entries last came.
     appended: Mono,
     /// When the state was last sent.
     state_sent: Option<Mono>,

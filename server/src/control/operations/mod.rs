@@ -122,9 +122,7 @@ impl Operations {
 
     /// The host a node is known by.
     fn host_of(&self, node: NodeId) -> String {
-        let state = self.control.state();
-        let record = state.nodes.get(&node);
-        record.map_or_else(|| node.to_string(), |record| record.host.clone())
+        self.control.state().host_of(node)
     }
 
     /// How nodes are doing, asked side by side; nothing from those that do not answer.
