@@ -93,18 +93,7 @@ fn a_node_that_does_not_fit_is_refused(net: Net) {
     // 2: another secret. 3: a volume. 4 and 5: another cluster.
     cluster.set_secret(2, "a secret that only this node has\n");
     let brick = cluster.brick(3, "b");
-    cluster.ok(
-        3,
-        &[
-            "volume",
-            "create",
-            "own",
-            &brick,
-            "--brick-size",
-            "256M",
-            "force",
-        ],
-    );
+    cluster.create_plain(3, "own", &brick);
     cluster.ok(4, &["peer", "probe", &cluster.server(5)]);
     tool::wait_for("the other cluster", SOON, || {
         let nodes = identity(&cluster, 5)[1].as_array().map(Vec::len);

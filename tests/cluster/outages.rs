@@ -215,18 +215,7 @@ fn without_a_majority_reads_go_on(net: Net) {
     let mut cluster = Cluster::new(net, 3);
     cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
     let brick = cluster.brick(1, "own");
-    cluster.ok(
-        1,
-        &[
-            "volume",
-            "create",
-            "own",
-            &brick,
-            "--brick-size",
-            "256M",
-            "force",
-        ],
-    );
+    cluster.create_plain(1, "own", &brick);
     cluster.ok(1, &["volume", "start", "own"]);
     let mount = cluster.mount(&cluster.servers(), "own");
     fs::write(mount.join("before"), b"written before").expect("write");
@@ -287,16 +276,7 @@ fn without_a_majority_reads_go_on(net: Net) {
 fn mounting_needs_no_majority() {
     let mut cluster = Cluster::new(Net::Loopback, 3);
     let brick = cluster.brick(1, "own");
-    let create = [
-        "volume",
-        "create",
-        "own",
-        &brick,
-        "--brick-size",
-        "256M",
-        "force",
-    ];
-    cluster.ok(1, &create);
+    cluster.create_plain(1, "own", &brick);
     cluster.ok(1, &["volume", "start", "own"]);
     cluster.wait_whole(1, SOON);
     cluster.kill(2);

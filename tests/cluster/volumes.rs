@@ -10,18 +10,7 @@ on_both!(volumes_of_every_kind_span_nodes);
 fn volumes_of_every_kind_span_nodes(net: Net) {
     let cluster = Cluster::new(net, 3);
     let plain = cluster.brick(2, "plain");
-    cluster.ok(
-        1,
-        &[
-            "volume",
-            "create",
-            "plain",
-            &plain,
-            "--brick-size",
-            "256M",
-            "force",
-        ],
-    );
+    cluster.create_plain(1, "plain", &plain);
     cluster.ok(3, &["volume", "start", "plain"]);
     cluster.volume(1, "dist", &[], 1, "256M");
     cluster.volume(2, "rep", &["replica", "3"], 1, "256M");

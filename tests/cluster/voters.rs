@@ -100,18 +100,7 @@ fn up_to_five_vote_and_one_that_is_lost_is_replaced() {
 
     // One that does not lead is gone for good: the learner takes its seat, not at once, and commands go on meanwhile.
     let bricks = cluster.brick(1, "own");
-    cluster.ok(
-        2,
-        &[
-            "volume",
-            "create",
-            "own",
-            &bricks,
-            "--brick-size",
-            "256M",
-            "force",
-        ],
-    );
+    cluster.create_plain(2, "own", &bricks);
     let leader = cluster.leader(LEARNER);
     let lost = (2..=5).find(|n| *n != leader).expect("another");
     cluster.kill(lost);
@@ -199,35 +188,13 @@ fn a_node_that_missed_more_than_the_log_keeps_gets_a_snapshot() {
     let mut cluster = Cluster::new(Net::Loopback, 3);
     cluster.volume(1, "vol", &["replica", "3"], 1, "256M");
     let gone = cluster.brick(2, "gone");
-    cluster.ok(
-        1,
-        &[
-            "volume",
-            "create",
-            "gone",
-            &gone,
-            "--brick-size",
-            "256M",
-            "force",
-        ],
-    );
+    cluster.create_plain(1, "gone", &gone);
     cluster.wait_joined();
     let before = volumes_of(&cluster, 3);
     cluster.kill(3);
     cluster.ok(1, &["volume", "delete", "gone"]);
     let fresh = cluster.brick(1, "fresh");
-    cluster.ok(
-        2,
-        &[
-            "volume",
-            "create",
-            "fresh",
-            &fresh,
-            "--brick-size",
-            "256M",
-            "force",
-        ],
-    );
+    cluster.create_plain(2, "fresh", &fresh);
     let at = applied(&cluster, 1).expect("commands");
     let set = |n: u32| AdminRequest::Set {
         volume: "vol".to_owned(),

@@ -401,6 +401,20 @@ impl Cluster {
         self.ok(n, &["volume", "start", name]);
     }
 
+    /// Creates a volume of one brick of the smallest size through node `n`.
+    pub fn create_plain(&self, n: u8, name: &str, brick: &str) {
+        let words = [
+            "volume",
+            "create",
+            name,
+            brick,
+            "--brick-size",
+            "256M",
+            "force",
+        ];
+        self.ok(n, &words);
+    }
+
     /// Mounts a volume through these servers (`HOST:PORT`).
     pub fn mount(&self, servers: &[String], volume: &str) -> Mount {
         self.mount_with(servers, volume, "")
