@@ -96,8 +96,9 @@ fn restarts_under_load_lose_nothing(net: Net) {
         for n in &killed {
             cluster.kill(*n);
         }
-        // Some at once, as a service manager does; some later.
-        std::thread::sleep(Duration::from_millis(draw(&mut random) % 2 * 700));
+        // Some at once, as a service manager does; some later; some after another node has taken the lead.
+        let away = [0, 700, 2_500][(draw(&mut random) % 3) as usize];
+        std::thread::sleep(Duration::from_millis(away));
         let start = Instant::now();
         for n in &killed {
             cluster.start(*n);
@@ -182,11 +183,7 @@ fn an_upgrade_node_by_node_shows_no_error(net: Net) {
     let mut cluster = Cluster::new(net, 3);
     cluster.volume(1, "vol", &["replica", "3"], 2, "256M");
     let mount = cluster.mount(&cluster.servers(), "vol");
-    // Not by default: on a busy machine a brick may stay out whose set overwrites bulk data while it is away
-    // (docs/limits.md).
-    let wanted = std::env::var_os("UPGRADE_FIO").is_some();
-    let fio = wanted.then(|| Fio::start(&mount, cluster.dir(1).join("fio")));
-    let turns = || fio.as_ref().map_or(0, Fio::turns);
+    let fio = Fio::start(&mount, cluster.dir(1).join("fio"));
     let writers = Writers::start(mount.path(), 2, 23);
     for n in 1..=3 {
         // The new executable takes the place of the old one while that runs, as packages do it.
@@ -197,7 +194,7 @@ fn an_upgrade_node_by_node_shows_no_error(net: Net) {
         let old = bin_dir().join("mortard");
         tool::run_in(&bin, "cp", &[old.to_str().expect("text"), "new"]);
         fs::rename(bin.join("new"), bin.join("mortard")).expect("rename");
-        let (before, turned) = (writers.rounds(), turns());
+        let (before, turned) = (writers.rounds(), fio.turns());
         cluster.set_bin(n, &bin);
         cluster.end(n, libc::SIGTERM);
         cluster.start(n);
@@ -208,12 +205,9 @@ fn an_upgrade_node_by_node_shows_no_error(net: Net) {
             back.elapsed()
         );
         tool::wait_for("more writes", 2 * SOON, || {
-            let turned = fio.is_none() || turns() > turned;
-            (writers.rounds() > before + 4 && turned).then_some(())
+            (writers.rounds() > before + 4 && fio.turns() > turned).then_some(())
         });
     }
-    if let Some(fio) = fio {
-        eprintln!("fio wrote and verified {} times", fio.finish());
-    }
+    eprintln!("fio wrote and verified {} times", fio.finish());
     check(&mut cluster, &mount, writers);
 }

@@ -238,8 +238,8 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.settle(now, extra)
     }
 
-    fn keep_log(&mut self, keep: bool) {
-        self.inner.keep_log(keep);
+    fn keep_log(&mut self, keep: bool, insist: bool) {
+        self.inner.keep_log(keep, insist);
     }
 
     fn position_at(&self, seq: Seq) -> Option<Pos> {
@@ -264,6 +264,10 @@ impl Storage for Traced<Box<dyn Storage>> {
 
     fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, Fault> {
         self.inner.read_attached(seq, id)
+    }
+
+    fn drop_stage(&mut self, id: StageId) {
+        self.inner.drop_stage(id);
     }
 
     fn drop_stages(&mut self, session: SessionId) {

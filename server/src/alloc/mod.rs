@@ -4,13 +4,14 @@
 //! 128 MiB) and what is *busy* in memory: that, stages not attached yet, chunks of the tree itself, and freed blocks
 //! that the last durable checkpoint still refers to. Blocks are handed out only if they are not busy, so a block that
 //! was freed is used again only after a durable checkpoint without it, and after every read that may still look at it.
+//! While another brick may lack entries that the log keeps, blocks are kept back longer: such an entry may name them.
 //!
 //! Whole chunks are set aside for the tree, which data never touches: a full brick has no 16 free blocks in a row, but
 //! the tree must still be able to grow, also to remove something.
 
 mod regions;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use regions::REGION_BLOCKS;
@@ -95,6 +96,13 @@ pub struct ReadPin {
     _token: Arc<()>,
 }
 
+/// What the tree refers to no more: blocks of files, and its own chunks.
+#[derive(Default)]
+struct Freed {
+    blocks: Vec<Run>,
+    chunks: Vec<Run>,
+}
+
 /// The allocator of one brick.
 pub struct Allocator {
     blocks: u64,
@@ -104,9 +112,11 @@ pub struct Allocator {
     busy: Bitmap,
     dirty: Vec<bool>,
     /// Freed since the last checkpoint began.
-    freed: Vec<Run>,
+    freed: Freed,
     /// Freed before the checkpoint that runs.
-    freeing: Vec<Run>,
+    freeing: Freed,
+    /// Free on the medium, but entries of the log up to a number may name them: oldest first.
+    kept: VecDeque<(u64, Vec<Run>)>,
     /// Free on the medium, but reads that began earlier may still look at them.
     limbo: Vec<(Arc<()>, Vec<Run>)>,
     waiting: u64,
@@ -130,8 +140,9 @@ impl Allocator {
             tree: Bitmap::new(blocks),
             busy: Bitmap::new(blocks),
             dirty: vec![false; segments],
-            freed: Vec::new(),
-            freeing: Vec::new(),
+            freed: Freed::default(),
+            freeing: Freed::default(),
+            kept: VecDeque::new(),
             limbo: Vec::new(),
             waiting: 0,
             token: Arc::new(()),
@@ -264,9 +275,20 @@ impl Allocator {
         self.blocks - self.busy.set + self.aside() + self.returning
     }
 
-    /// Blocks that can be handed out now or after the next checkpoint.
+    /// Blocks that can be handed out now, after the next checkpoint, or once the log names them no more.
     pub fn free(&self) -> u64 {
         self.free_now() + self.waiting
+    }
+
+    /// Blocks that wait for the next checkpoint, or for reads.
+    pub fn freed(&self) -> u64 {
+        self.waiting - self.kept()
+    }
+
+    /// Blocks that are kept back because entries of the log may name them.
+    pub fn kept(&self) -> u64 {
+        let runs = self.kept.iter().flat_map(|(_, runs)| runs);
+        runs.map(|run| u64::from(run.len)).sum()
     }
 
     /// Takes a saved segment bitmap (4 KiB) into account.
@@ -403,14 +425,14 @@ impl Allocator {
             }
         }
         self.waiting += u64::from(run.len);
-        self.freed.push(run);
+        self.freed.blocks.push(run);
     }
 
     /// A chunk of the tree is used no more; it becomes free with the next durable checkpoint.
     pub fn free_chunk(&mut self, start: u64) {
         self.waiting += u64::from(CHUNK_BLOCKS);
         self.tree_blocks = self.tree_blocks.saturating_sub(u64::from(CHUNK_BLOCKS));
-        self.freed.push(Run {
+        self.freed.chunks.push(Run {
             start,
             len: CHUNK_BLOCKS,
         });
@@ -423,7 +445,8 @@ impl Allocator {
 
     /// Begins a checkpoint: gives the segments whose bitmaps changed, as (number, bitmap).
     pub fn begin_checkpoint(&mut self) -> Vec<(u32, Vec<u8>)> {
-        self.freeing.append(&mut self.freed);
+        self.freeing.blocks.append(&mut self.freed.blocks);
+        self.freeing.chunks.append(&mut self.freed.chunks);
         let mut saved = Vec::new();
         for (segment, dirty) in self.dirty.iter_mut().enumerate() {
             if std::mem::take(dirty) {
@@ -443,12 +466,47 @@ impl Allocator {
         saved
     }
 
-    /// The checkpoint is durable: what was freed before it began is free.
-    pub fn checkpoint_done(&mut self) {
-        let runs = std::mem::take(&mut self.freeing);
+    /// The checkpoint is durable: what was freed before it began is free. With `keep`, blocks of files are kept back
+    /// until [`Allocator::let_go`] of that number: entries of the log up to it may name them.
+    pub fn checkpoint_done(&mut self, keep: Option<u64>) {
+        let Freed { blocks, mut chunks } = std::mem::take(&mut self.freeing);
+        match keep {
+            Some(upto) => self.kept.push_back((upto, blocks)),
+            None => chunks.extend(blocks),
+        }
+        self.free_after_reads(chunks);
+    }
+
+    /// Frees blocks once all reads that have begun have ended.
+    fn free_after_reads(&mut self, runs: Vec<Run>) {
         let token = std::mem::replace(&mut self.token, Arc::new(()));
         self.limbo.push((token, runs));
         self.sweep();
+    }
+
+    /// Keeps these blocks back, as far as nothing uses them, until [`Allocator::let_go`] of `upto`. Before anything is
+    /// handed out or freed.
+    pub fn keep_back(&mut self, blocks: impl Iterator<Item = u64>, upto: u64) {
+        let mut runs = Vec::new();
+        let end = self.blocks;
+        for start in blocks.filter(|block| *block < end) {
+            if !self.busy.get(start) {
+                self.set_busy(start, true);
+                self.waiting += 1;
+                runs.push(Run { start, len: 1 });
+            }
+        }
+        self.kept.push_back((upto, runs));
+    }
+
+    /// The log names no blocks any more for the sake of entries up to this number: what was kept back for them is free.
+    pub fn let_go(&mut self, upto: u64) {
+        let kept = self.kept.partition_point(|(last, _)| *last <= upto);
+        if kept > 0 {
+            let runs = self.kept.drain(..kept).flat_map(|(_, runs)| runs);
+            let runs = runs.collect();
+            self.free_after_reads(runs);
+        }
     }
 
     /// The blocks freed by a checkpoint whose readers are gone become free.
@@ -495,11 +553,43 @@ mod tests {
         let pin = alloc.pin();
         alloc.begin_checkpoint();
         alloc.free_run(Run { start: 20, len: 1 });
-        alloc.checkpoint_done();
+        alloc.checkpoint_done(None);
         assert_eq!(alloc.allocate(1), None, "a reader may still look");
         drop(pin);
         assert_eq!(alloc.allocate(3).unwrap(), vec![Run { start: 5, len: 3 }]);
         assert_eq!(alloc.allocate(1), None, "freed after the checkpoint began");
+    }
+
+    #[test]
+    fn what_the_log_names_is_kept_back() {
+        let mut alloc = Allocator::new(64);
+        let runs = alloc.allocate(64).unwrap();
+        runs.iter().for_each(|run| alloc.attach(*run));
+        for (at, upto) in [(5, 10), (20, 30)] {
+            alloc.free_run(Run { start: at, len: 2 });
+            alloc.begin_checkpoint();
+            alloc.checkpoint_done(Some(upto));
+        }
+        assert_eq!((alloc.free(), alloc.free_now(), alloc.kept()), (4, 0, 4));
+        alloc.free_run(Run { start: 40, len: 1 });
+        assert_eq!((alloc.free(), alloc.freed()), (5, 1));
+        alloc.let_go(9);
+        assert_eq!(alloc.allocate(1), None);
+        alloc.let_go(10);
+        assert_eq!(alloc.allocate(2).unwrap(), vec![Run { start: 5, len: 2 }]);
+        let pin = alloc.pin();
+        alloc.let_go(30);
+        assert_eq!((alloc.kept(), alloc.allocate(2)), (0, None));
+        drop(pin);
+        assert_eq!(alloc.allocate(2).unwrap(), vec![Run { start: 20, len: 2 }]);
+
+        // After a restart: only what nothing uses.
+        let mut alloc = Allocator::new(64);
+        alloc.hold(Run { start: 0, len: 8 });
+        alloc.keep_back([6, 7, 8, 9, 200].into_iter(), 5);
+        assert_eq!((alloc.free(), alloc.free_now(), alloc.kept()), (56, 54, 2));
+        alloc.let_go(5);
+        assert_eq!((alloc.free(), alloc.free_now()), (56, 56));
     }
 
     #[test]
@@ -518,7 +608,7 @@ mod tests {
             .step_by(2)
             .for_each(|start| alloc.free_run(Run { start, len: 1 }));
         alloc.begin_checkpoint();
-        alloc.checkpoint_done();
+        alloc.checkpoint_done(None);
         assert_eq!(alloc.free_chunk_at_top(), None);
         assert_eq!(alloc.allocate_chunk(), Some(80));
         assert_eq!(alloc.allocate_chunk(), Some(64));
@@ -575,15 +665,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_hands_out_a_block_twice(ops in proptest::collection::vec((0u8..5, 1u32..40), 1..200)) {
+        fn never_hands_out_a_block_twice(ops in proptest::collection::vec((0u8..7, 1u32..40), 1..200)) {
             let mut alloc = Allocator::new(1_000);
             let (mut ours, mut dead, mut dying) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
-            for (op, n) in ops {
+            let mut kept: Vec<(u64, BTreeSet<u64>)> = Vec::new();
+            for (number, (op, n)) in ops.into_iter().enumerate() {
                 match op {
                     0 | 1 => if let Some(runs) = alloc.allocate(n) {
                         for run in runs {
                             for block in run.start..run.start + u64::from(run.len) {
                                 prop_assert!(!dead.contains(&block) && !dying.contains(&block));
+                                prop_assert!(kept.iter().all(|(_, blocks)| !blocks.contains(&block)));
                                 prop_assert!(ours.insert(block), "block {} twice", block);
                             }
                             alloc.attach(run);
@@ -595,8 +687,18 @@ mod tests {
                         alloc.free_run(Run { start: block, len: 1 });
                     },
                     3 => { alloc.begin_checkpoint(); dying.append(&mut dead); }
-                    _ => { alloc.checkpoint_done(); dying.clear(); }
+                    4 => { alloc.checkpoint_done(None); dying.clear(); }
+                    5 => {
+                        alloc.checkpoint_done(Some(number as u64));
+                        kept.push((number as u64, std::mem::take(&mut dying)));
+                    }
+                    _ => {
+                        let upto = (number as u64).saturating_sub(n.into());
+                        alloc.let_go(upto);
+                        kept.retain(|(last, _)| *last > upto);
+                    }
                 }
+                prop_assert_eq!(alloc.kept(), kept.iter().map(|(_, blocks)| blocks.len() as u64).sum::<u64>());
                 prop_assert_eq!(alloc.free(), 1_000 - ours.len() as u64);
             }
             let mut saved = Allocator::new(1_000);

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::state::{Brick, Queued};
 use super::storage::NEWEST;
+use crate::setlog::PeerState;
 
 /// Most files with locks that are counted.
 const MAX_LOCKED: u64 = 10_000;
@@ -50,6 +51,17 @@ pub struct StageState {
     /// Its length.
     pub bytes: usize,
     /// For how long the brick has had it.
+    pub age_ms: u64,
+}
+
+/// Entries that the primary has sent and a brick has not written: they wait for bulk data.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct Arriving {
+    /// The first of them.
+    pub first: String,
+    /// How many there are.
+    pub entries: usize,
+    /// For how long the first has waited.
     pub age_ms: u64,
 }
 
@@ -100,6 +112,10 @@ pub struct BrickState {
     pub waiting_for_disk: usize,
     /// Bulk data that is being written.
     pub staging: Vec<StageState>,
+    /// Entries that wait for bulk data.
+    pub arriving: Option<Arriving>,
+    /// The other bricks of the set, if this one is the primary.
+    pub peers: Vec<PeerState>,
 }
 
 fn place(pos: Pos) -> String {
@@ -149,6 +165,15 @@ impl Brick {
             waiting_for_flush: self.flushing.values().map(Vec::len).sum(),
             waiting_for_disk: self.reading.len(),
             staging,
+            arriving: self.arriving.front().map(|first| Arriving {
+                first: place(first.pos),
+                entries: self.arriving.len(),
+                age_ms: self
+                    .lacking
+                    .since
+                    .map_or(0, |since| now.since(since).as_millis() as u64),
+            }),
+            peers: self.log.peer_states(now),
         }
     }
 

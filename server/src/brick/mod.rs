@@ -24,7 +24,7 @@ pub use self::api::{
 pub use self::budget::{DAEMON_PENDING, OWN_PENDING, PendingBudget};
 pub use self::by_namespace::Namespace;
 pub use self::core::Core;
-pub use self::dump::{BrickState, SessionState, StageState, Unanswered};
+pub use self::dump::{Arriving, BrickState, SessionState, StageState, Unanswered};
 #[cfg(test)]
 pub(crate) use self::recover::lineage;
 pub use self::rules::{Asked, Executed, ReadAnswer, Rules, StateAt};

@@ -92,8 +92,8 @@ impl Storage for Store {
         Self::go_on_settling(self, now, extra).map_err(|err| err.to_string())
     }
 
-    fn keep_log(&mut self, keep: bool) {
-        Self::keep_log(self, keep);
+    fn keep_log(&mut self, keep: bool, insist: bool) {
+        Self::keep_log(self, keep, insist);
     }
 
     fn position_at(&self, seq: Seq) -> Option<Pos> {
@@ -122,6 +122,10 @@ impl Storage for Store {
 
     fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, Fault> {
         Self::read_attached(self, seq, id).map_err(|err| read_fault(&err))
+    }
+
+    fn drop_stage(&mut self, id: StageId) {
+        Self::drop_stage(self, id);
     }
 
     fn drop_stages(&mut self, session: SessionId) {

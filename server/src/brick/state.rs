@@ -17,7 +17,7 @@ use mortar_protocol::view::SetKind;
 use super::api::{BrickConfig, CallReply, Completion, Completions, SpaceGauge};
 use super::budget::BudgetShare;
 use super::complaints::Complaints;
-use super::entries::attaches;
+use super::entries::Lacking;
 use super::recover::{lineage, records, recover};
 use super::rules::Rules;
 use super::sessions::Sessions;
@@ -116,8 +116,8 @@ pub(super) struct Brick {
 
     /// Entries accepted that are not appended, for lack of stages.
     pub(super) arriving: VecDeque<Arc<Entry>>,
-    /// The stage that the first of them lacks, since when, and when it was last asked for.
-    pub(super) lacking: Option<(Mono, Option<Mono>)>,
+    /// What they lack.
+    pub(super) lacking: Lacking,
     pub(super) openings: Vec<(Opening, Seq)>,
     /// Whether it led, under which epoch, when the role was last looked at.
     pub(super) role: (bool, bool, u64),
@@ -200,7 +200,7 @@ impl Brick {
             lock_waits: Vec::new(),
             locks_seen: Seq(0),
             arriving: VecDeque::new(),
-            lacking: None,
+            lacking: Lacking::default(),
             openings: Vec::new(),
             role: (false, false, 0),
             leads_since: now,
@@ -270,23 +270,7 @@ impl Brick {
             }
             PeerMessage::StageData { stage } => {
                 let stage = *stage;
-                let (completions, id) = (self.completions.clone(), self.id);
-                let done = move |result| {
-                    completions.push(
-                        id,
-                        Completion::Staged {
-                            ticket: None,
-                            result,
-                        },
-                    );
-                };
-                let wanted = self
-                    .arriving
-                    .front()
-                    .is_some_and(|entry| attaches(entry, stage, &frame.data));
-                if wanted && self.storage.stage_info(stage).is_none() {
-                    self.storage.stage(stage, frame.data, Box::new(done));
-                }
+                self.on_stage_data(stage, frame.data);
             }
             _ => self.log.on_peer(frame, &mut self.acts),
         }
@@ -470,7 +454,7 @@ impl Brick {
             Action::Append(entries) => self.arriving.extend(entries),
             Action::Cut(pos) => {
                 self.arriving.retain(|entry| entry.pos.seq <= pos.seq);
-                self.lacking = None;
+                self.lacking = Lacking::default();
                 if self.storage.head().seq > pos.seq {
                     if let Err(reason) = self.storage.cut_after(pos) {
                         self.poison(&reason);
@@ -520,7 +504,8 @@ impl Brick {
         }
         self.polled = self.now;
         let before = self.storage.applied();
-        self.storage.keep_log(self.log.keeps_log());
+        let insists = self.log.awaits_joiner();
+        self.storage.keep_log(self.log.keeps_log(), insists);
         let mut extra = records(&self.log, &mut self.sessions);
         let polled = self.storage.poll(self.now, &mut extra);
         drop(extra);

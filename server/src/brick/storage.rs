@@ -85,8 +85,9 @@ pub trait Storage: LogReader + Send {
     /// # Errors
     /// If the medium or the tree failed.
     fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String>;
-    /// Whether entries stay in the log that a checkpoint holds, as far as there is room: somebody may lack them.
-    fn keep_log(&mut self, keep: bool);
+    /// Whether entries stay in the log that a checkpoint holds, as far as there is room: somebody may lack them. With
+    /// `insist`, changes rather wait for space than that their data is given up.
+    fn keep_log(&mut self, keep: bool, insist: bool);
     /// Position of the entry at `seq`, if the log holds it or begins right behind it.
     fn position_at(&self, seq: Seq) -> Option<Pos>;
     /// The medium has failed: nothing is changed or checkpointed any more. What a failed flush was to cover may never
@@ -104,6 +105,8 @@ pub trait Storage: LogReader + Send {
     /// # Errors
     /// [`Fault::Corrupt`] if the log no longer holds the entry, or they cannot be read.
     fn read_attached(&self, seq: Seq, id: StageId) -> Result<Bytes, Fault>;
+    /// Forgets a stage, unless an entry attaches it.
+    fn drop_stage(&mut self, id: StageId);
     /// Forgets the stages of a session that has ended.
     fn drop_stages(&mut self, session: SessionId);
 

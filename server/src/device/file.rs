@@ -13,9 +13,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_protocol::env_real::mono_now;
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::FallocateFlags;
 
 use super::flusher::{Failure, Flushable};
+use super::lock::{LockError, take_lock};
 use super::uring::{Buffer, Transfer};
 use super::{ALIGNMENT, AlignedBuf, Device, Done, Engine, check_range};
 
@@ -592,9 +593,6 @@ fn brick_path(path: &Path) -> Result<PathBuf, TargetError> {
     Ok(file)
 }
 
-/// How often a lock is tried that no other process holds.
-const LOCK_TRIES: u32 = 200;
-
 /// Opens and locks: alone for writing, with other readers for reading.
 fn open_locked(path: &Path, write: bool) -> Result<File, TargetError> {
     let in_use = |pid| TargetError::InUse {
@@ -612,37 +610,11 @@ fn open_locked(path: &Path, write: bool) -> Result<File, TargetError> {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(in_use(None)),
         result => result.map_err(io_error(path))?,
     };
-    let lock = if write {
-        FlockOperation::NonBlockingLockExclusive
-    } else {
-        FlockOperation::NonBlockingLockShared
-    };
-    for _ in 0..LOCK_TRIES {
-        match rustix::fs::flock(&file, lock) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) => {}
-            Err(error) => return Err(io_error(path)(error.into())),
-        }
-        match lock_holder(&meta) {
-            Some(pid) if pid != std::process::id() => return Err(in_use(Some(pid))),
-            // Just let go; or closed here, with the end of its last flush on its way.
-            _ => std::thread::yield_now(),
-        }
+    match take_lock(&file, write) {
+        Ok(()) => Ok(file),
+        Err(LockError::Taken(pid)) => Err(in_use(pid)),
+        Err(LockError::Io(error)) => Err(io_error(path)(error)),
     }
-    Err(in_use(lock_holder(&meta)))
-}
-
-/// The process that holds a flock on a file, from /proc/locks.
-pub fn lock_holder(meta: &std::fs::Metadata) -> Option<u32> {
-    let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
-    let inode = format!("{major:02x}:{minor:02x}:{}", meta.ino());
-    let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    locks.lines().find_map(|line| {
-        // "1: FLOCK  ADVISORY  WRITE 1234 fd:00:5678 0 EOF"; waiters have "->" in the second place.
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let ours = words.get(1) == Some(&"FLOCK") && words.get(5) == Some(&inode.as_str());
-        words.get(4).filter(|_| ours)?.parse().ok()
-    })
 }
 
 fn open_direct(path: &Path, meta: &std::fs::Metadata) -> Option<File> {

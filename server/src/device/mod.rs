@@ -8,6 +8,7 @@
 mod engine;
 mod file;
 mod flusher;
+mod lock;
 mod pool;
 pub mod sim;
 mod uring;
@@ -18,7 +19,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 pub use engine::Engine;
-pub use file::{BRICK_FILE, CreateOptions, FileDevice, TargetError, lock_holder};
+pub use file::{BRICK_FILE, CreateOptions, FileDevice, TargetError};
+pub use lock::{LockError, take_lock};
 pub use mortar_protocol::aligned::AlignedBuf;
 
 /// Receives the result of a started operation.

@@ -25,12 +25,11 @@ use mortar_protocol::transport::tls::{
     Authority, Credentials, TlsError, make_private_dir, write_private,
 };
 use parking_lot::Mutex;
-use rustix::fs::{FlockOperation, flock};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::control::store::FILE;
-use crate::device::lock_holder;
+use crate::device::{LockError, take_lock};
 
 /// Why a data directory cannot be used. Each prints as one line that says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -119,14 +118,13 @@ impl DataDir {
             .mode(0o600)
             .open(&lock_path)
             .map_err(file_error(&lock_path))?;
-        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            return Err(if error == rustix::io::Errno::WOULDBLOCK {
-                let pid = lock.metadata().ok().and_then(|meta| lock_holder(&meta));
-                DataDirError::Taken { path, pid }
-            } else {
-                DataDirError::File(lock_path, error.into())
-            });
-        }
+        take_lock(&lock, true).map_err(|error| match error {
+            LockError::Taken(pid) => DataDirError::Taken {
+                path: path.clone(),
+                pid,
+            },
+            LockError::Io(error) => DataDirError::File(lock_path, error),
+        })?;
         make_change(&path)?;
         check_state(&path)?;
         let (cluster, node) = identity(&path.join("identity"))?;

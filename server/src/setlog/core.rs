@@ -18,6 +18,8 @@ use super::primary::Primary;
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
 /// How often something that was not answered is said again.
 pub(super) const REPEAT: Duration = Duration::from_millis(500);
+/// A brick that was catching up and is silent for so long is forgotten.
+pub(super) const GONE: Duration = Duration::from_secs(5);
 
 /// Who this member is.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +106,7 @@ pub struct SetLog {
     flush_round: u64,
     flush_began: Mono,
     pub(super) view: Option<View>,
+    view_began: Mono,
     pub(super) role: Role,
     pub(super) backup: Backup,
     pub(super) space: Space,
@@ -132,6 +135,7 @@ impl SetLog {
                 effective: false,
                 ..view
             }),
+            view_began: Mono(0),
             role: Role::Outside,
             backup: Backup::default(),
             history,
@@ -189,6 +193,16 @@ impl SetLog {
     pub fn keeps_log(&self) -> bool {
         let whole = |view: &View| view.absent.is_empty();
         !self.is_member() || !self.view.as_ref().is_some_and(whole)
+    }
+
+    /// Whether a brick is joining, or may begin to right after it was dropped: changes then rather wait for space than
+    /// that it could not follow.
+    pub fn awaits_joiner(&self) -> bool {
+        let dropped = self.now.since(self.view_began) < GONE && self.keeps_log();
+        match &self.role {
+            Role::Primary(primary) => dropped || primary.has_joiner(),
+            _ => false,
+        }
     }
 
     /// Position that the next entry of this primary gets.
@@ -273,6 +287,7 @@ impl SetLog {
             return;
         };
         self.backup = Backup::default();
+        self.view_began = self.now;
         if view
             .member(self.me.brick)
             .is_none_or(|member| member.run != self.me.run)

@@ -10,3 +10,4 @@ mod primary;
 
 pub use self::core::{Action, LogGone, LogReader, Me, SetLog};
 pub use self::history::Positions;
+pub use self::primary::PeerState;

@@ -10,8 +10,9 @@ use mortar_protocol::ids::{BrickId, Pos, RunId, Seq};
 use mortar_protocol::peer::{History, PeerMessage};
 use mortar_protocol::report::BrickEvent;
 use mortar_protocol::view::{SetKind, View};
+use serde::Serialize;
 
-use super::core::{Action, LogReader, REPEAT, Role, SetLog};
+use super::core::{Action, GONE, LogReader, REPEAT, Role, SetLog};
 use super::history::Positions;
 
 /// Most bytes of entries in one message, about; with the longest entry on top it stays below the frame's limit.
@@ -20,10 +21,36 @@ const MESSAGE_BYTES: usize = 2 << 20;
 const WINDOW: usize = 16 << 20;
 /// The same for a brick that catches up.
 const CATCH_UP_WINDOW: usize = 2 << 20;
-/// A joiner is announced once it lacks no more entries than this.
+/// A joiner is announced once it lacks no more entries than this: from then on changes wait for it.
 const NEAR: u64 = 64;
-/// A brick that was catching up and is silent for so long is forgotten.
-const GONE: Duration = Duration::from_secs(5);
+/// Under a load that does not let it come that near, it is announced once it needs no longer for the rest than this, at
+/// its pace since it began ...
+const STALL: Duration = Duration::from_secs(2);
+/// ... or than this, if it falls behind though it has tried for so long.
+const LONG_STALL: Duration = Duration::from_secs(10);
+/// Its pace is known after so long.
+const PACED: Duration = Duration::from_secs(1);
+
+/// Another brick of the set, as the primary knows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Debug)]
+pub struct PeerState {
+    /// The brick.
+    pub brick: String,
+    /// What it is: in sync, catching up, being announced, announced, unable to follow.
+    pub standing: &'static str,
+    /// Whether this view has heard where its log stands.
+    pub known: bool,
+    /// Newest entry sent to it.
+    pub sent: u64,
+    /// Newest entry that it has written.
+    pub written: u64,
+    /// Newest entry that it has flushed.
+    pub flushed: u64,
+    /// Messages that it has not answered.
+    pub unanswered: usize,
+    /// How long ago it came further.
+    pub heard_ms_ago: u64,
+}
 
 /// What a peer is to the primary.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,6 +65,14 @@ enum Standing {
     Announced(Seq),
 }
 
+/// How a brick began to catch up.
+#[derive(Clone, Copy)]
+struct Began {
+    at: Mono,
+    written: Seq,
+    lag: u64,
+}
+
 /// What the primary knows of one peer, in this view.
 struct Peer {
     run: RunId,
@@ -48,6 +83,8 @@ struct Peer {
     lost: bool,
     /// Up to here both logs were the same when its state was heard.
     common: Seq,
+    /// How it began to catch up.
+    began: Option<Began>,
     sent: Seq,
     written: Seq,
     flushed: Seq,
@@ -73,6 +110,7 @@ impl Peer {
             known: false,
             lost: false,
             common: Seq(0),
+            began: None,
             sent: Seq(0),
             written: Seq(0),
             flushed: Seq(0),
@@ -85,6 +123,30 @@ impl Peer {
             heard: now,
             space: None,
         }
+    }
+
+    /// Whether a brick that catches up can be announced while the newest entry is `head`.
+    fn is_near(&self, head: Seq, now: Mono) -> bool {
+        let lag = head.0.saturating_sub(self.written.0);
+        if lag <= NEAR {
+            return true;
+        }
+        let Some(Began {
+            at,
+            written,
+            lag: first,
+        }) = self.began
+        else {
+            return false;
+        };
+        let spent = now.since(at);
+        let stall = match spent >= LONG_STALL && lag >= first {
+            true => LONG_STALL,
+            false => STALL,
+        };
+        let done = self.written.0.saturating_sub(written.0);
+        let rest = u128::from(lag) * spent.as_millis();
+        spent >= PACED && rest <= u128::from(done) * stall.as_millis()
     }
 
     fn counts(&self) -> bool {
@@ -146,6 +208,12 @@ impl Primary {
             })
     }
 
+    /// Whether a brick that is no member is about to become one.
+    pub(super) fn has_joiner(&self) -> bool {
+        let mut peers = self.peers.values();
+        peers.any(|peer| peer.standing != Standing::Member && !peer.lost)
+    }
+
     /// Whether every peer that counts was told of what may be applied.
     pub(super) fn has_told(&self, announced: Seq) -> bool {
         let mut counted = self
@@ -161,6 +229,32 @@ impl Primary {
             .filter(|peer| peer.counts())
             .map(of)
             .fold(own, Seq::min)
+    }
+}
+
+impl SetLog {
+    /// What the primary knows of the other bricks of the set.
+    pub fn peer_states(&self, now: Mono) -> Vec<PeerState> {
+        let Role::Primary(primary) = &self.role else {
+            return Vec::new();
+        };
+        let state = |(brick, peer): (&BrickId, &Peer)| PeerState {
+            brick: brick.to_string(),
+            standing: match peer.standing {
+                _ if peer.lost => "unable to follow",
+                Standing::Member => "in sync",
+                Standing::CatchingUp => "catching up",
+                Standing::Announcing => "being announced",
+                Standing::Announced(_) => "announced",
+            },
+            known: peer.known,
+            sent: peer.sent.0,
+            written: peer.written.0,
+            flushed: peer.flushed.0,
+            unanswered: peer.in_flight.len(),
+            heard_ms_ago: now.since(peer.heard).as_millis() as u64,
+        };
+        primary.peers.iter().map(state).collect()
     }
 }
 
@@ -259,6 +353,11 @@ impl SetLog {
             Some(common) if common.seq >= applied.seq => {
                 peer.known = true;
                 peer.common = common.seq;
+                peer.began.get_or_insert(Began {
+                    at: self.now,
+                    written: common.seq,
+                    lag: self.history.head.seq.0 - common.seq.0,
+                });
                 // What a peer has written of this log it keeps: a late copy says less.
                 peer.sent = common.seq.max(peer.written);
                 peer.in_flight.clear();
@@ -387,7 +486,7 @@ impl SetLog {
 
     /// Announces joiners that are near enough, proposes those that have flushed all.
     fn take_joiners_on(&mut self, repeat: bool, out: &mut Vec<Action>) {
-        let (epoch, head) = (self.epoch(), self.history.head.seq);
+        let (epoch, head, now) = (self.epoch(), self.history.head.seq, self.now);
         let Role::Primary(primary) = &mut self.role else {
             return;
         };
@@ -399,7 +498,7 @@ impl SetLog {
                     if peer.known
                         && !peer.lost
                         && peer.written > Seq(0)
-                        && head.0 - peer.written.0.min(head.0) <= NEAR =>
+                        && peer.is_near(head, now) =>
                 {
                     peer.standing = Standing::Announcing;
                     out.push(Action::Make(EntryKind::Joiner(joiner)));
@@ -601,4 +700,34 @@ fn next_entries(
         fits
     });
     Ok(entries.cloned().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_is_near_once_it_needs_little_time_for_the_rest() {
+        let at = |millis| Mono(0).after(Duration::from_millis(millis));
+        let mut peer = Peer::new(RunId(1), Standing::CatchingUp, at(0));
+        peer.written = Seq(1_000);
+        assert!(peer.is_near(Seq(1_064), at(0)) && !peer.is_near(Seq(1_065), at(0)));
+        peer.began = Some(Began {
+            at: at(0),
+            written: Seq(1_000),
+            lag: 500,
+        });
+        // 300 entries a second; too early to say.
+        peer.written = Seq(1_150);
+        assert!(!peer.is_near(Seq(1_300), at(500)));
+        peer.written = Seq(1_600);
+        assert!(peer.is_near(Seq(2_200), at(2_000)));
+        assert!(!peer.is_near(Seq(2_201), at(2_000)));
+        // It has not come nearer for long: the set waits longer for it.
+        peer.written = Seq(4_000);
+        assert!(peer.is_near(Seq(7_000), at(10_000)));
+        assert!(!peer.is_near(Seq(7_001), at(10_000)));
+        // It comes nearer by itself.
+        assert!(!peer.is_near(Seq(4_499), at(30_000)));
+    }
 }

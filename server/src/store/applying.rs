@@ -49,7 +49,7 @@ impl Store {
                     false => self.announced,
                 };
             }
-            self.checkpoint_wanted = true;
+            self.want_blocks();
         }
         upto
     }

@@ -119,7 +119,8 @@ impl Store {
         self.checkpoint = None;
         let compacted = outcome.map_err(|err| self.fail(StoreError::Damaged(err)))?;
         let mut alloc = self.alloc.lock();
-        alloc.checkpoint_done();
+        // What the log keeps may name what was freed.
+        alloc.checkpoint_done(self.keep_log.then_some(wal.seq.0));
         tracing::debug!(
             free = alloc.free(),
             free_now = alloc.free_now(),
@@ -138,9 +139,11 @@ impl Store {
     }
 
     /// Whether entries that a checkpoint holds stay in the log, for a brick that lacks them, until half the ring is
-    /// used.
-    pub fn keep_log(&mut self, keep: bool) {
+    /// used; and with them the blocks they name, until these are wanted. With `insist` they stay even then, and changes
+    /// wait.
+    pub fn keep_log(&mut self, keep: bool, insist: bool) {
         self.keep_log = keep;
+        self.insists = insist;
         self.release_log();
     }
 
@@ -151,6 +154,23 @@ impl Store {
             false => 0,
         };
         self.wal.trim(self.checkpointed, most);
+        self.alloc.lock().let_go(self.wal.start().seq.0);
+    }
+
+    /// More blocks are wanted than are free: gives up those that are kept back for the log's sake, else asks for the
+    /// checkpoint that gives what was freed.
+    pub(super) fn want_blocks(&mut self) {
+        let mut alloc = self.alloc.lock();
+        let kept = alloc.kept();
+        if kept > 0 && !self.insists {
+            tracing::info!(
+                blocks = kept,
+                "space is short: a brick that is away may not be able to follow by the log"
+            );
+            alloc.let_go(u64::MAX);
+        } else {
+            self.checkpoint_wanted |= kept == 0 || alloc.freed() > 0;
+        }
     }
 
     /// Whether there are removals that have not given back their space yet.

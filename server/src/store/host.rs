@@ -97,7 +97,11 @@ impl Store {
         if !self.have_ready(self.reserved + AHEAD.min(blocks / 32)) {
             // What has been freed has its space already.
             let alloc = self.alloc.lock();
-            self.checkpoint_wanted |= alloc.free() > alloc.free_now();
+            let helps = alloc.free() > alloc.free_now();
+            drop(alloc);
+            if helps {
+                self.want_blocks();
+            }
         }
     }
 

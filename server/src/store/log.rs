@@ -255,6 +255,21 @@ impl Log {
             .ok_or(WalError::Gone(found.before.offset))
     }
 
+    /// The stages of all entries held up to `upto`, as far as they can be read.
+    pub(super) fn stages_upto(&self, upto: WalPosition) -> Vec<StageAt> {
+        let mut stages = Vec::new();
+        let mut at = self.tail;
+        while at.offset < upto.offset {
+            let Ok(piece) = self.wal.read_from(at, PIECE.min(upto.offset - at.offset)) else {
+                break;
+            };
+            let Some(last) = piece.last() else { break };
+            at = last.after;
+            stages.extend(piece.into_iter().flat_map(|read| read.stages));
+        }
+        stages
+    }
+
     /// Writes everything behind the flushed mark again.
     pub(super) fn rewrite(&mut self) -> Result<(), WalError> {
         self.wal.rewrite()

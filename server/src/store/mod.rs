@@ -166,6 +166,8 @@ pub struct Store {
     checkpointed: WalPosition,
     /// Whether entries that a checkpoint holds stay in the log while there is room.
     keep_log: bool,
+    /// Whether changes wait rather than that blocks are used again which these entries name.
+    insists: bool,
     /// When the last checkpoint began, or when the first [`Store::poll`] was.
     last_checkpoint: Option<Mono>,
     since_checkpoint: usize,

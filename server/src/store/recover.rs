@@ -239,6 +239,7 @@ impl Store {
             shares,
             checkpointed: meta.wal,
             keep_log: true,
+            insists: false,
             last_checkpoint: None,
             since_checkpoint: 0,
             settled: None,
@@ -250,6 +251,7 @@ impl Store {
             compaction: Compaction::default(),
         };
         store.take_in(entries)?;
+        store.keep_what_the_log_names();
         store.keep_stock();
         if log_damaged && !damaged {
             // What tells it may be written over later.
@@ -291,6 +293,17 @@ impl Store {
             self.hold(Arc::new(replayed.entry), replayed.stages);
         }
         Ok(())
+    }
+}
+
+impl Store {
+    /// Keeps the blocks back that entries name which the log holds beyond the checkpoint.
+    fn keep_what_the_log_names(&mut self) {
+        let named = self.wal.stages_upto(self.applied_wal);
+        let runs = named.into_iter().flat_map(|(_, runs)| runs);
+        let blocks = runs.flat_map(|(start, len)| start..start.saturating_add(u64::from(len)));
+        let mut alloc = self.alloc.lock();
+        alloc.keep_back(blocks, self.applied.seq.0);
     }
 }
 

@@ -66,12 +66,17 @@ impl Store {
                 return done(Err(full()));
             }
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
-            self.checkpoint_wanted |= !self.is_returning();
+            if !self.is_returning() {
+                self.want_blocks();
+            }
             return done(Err(io::ErrorKind::WouldBlock.into()));
         }
         if !self.have_ready(count + self.reserved) {
-            if self.is_returning() || self.frees_soon() {
-                self.checkpoint_wanted |= !self.is_returning();
+            let kept = self.alloc.lock().kept() > 0;
+            if kept || self.is_returning() || self.frees_soon() {
+                if !self.is_returning() {
+                    self.want_blocks();
+                }
                 return done(Err(io::ErrorKind::WouldBlock.into()));
             }
             return done(Err(full()));
@@ -170,9 +175,9 @@ impl Store {
         Ok(out.into())
     }
 
-    /// The bytes that the entry `seq` attached, for a peer that lacks them. They are there until a checkpoint holds the
-    /// entry: till then blocks that later entries freed are not used again. Of entries that the log holds longer they
-    /// may have gone.
+    /// The bytes that the entry `seq` attached, for a peer that lacks them. They are there as long as the log holds the
+    /// entry (blocks that later entries freed are not used again before), unless space was short meanwhile: see
+    /// [`Store::keep_log`].
     ///
     /// # Errors
     /// If the log no longer holds the entry, it attaches no such stage, or its blocks cannot be read.

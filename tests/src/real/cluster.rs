@@ -220,9 +220,6 @@ impl Cluster {
     /// Kills a node's process.
     pub fn kill(&mut self, n: u8) {
         self.end(n, libc::SIGKILL);
-        // A killed process is gone only when the last of its threads is, and holds its data directory until then.
-        let lock = fs::File::open(self.dir(n).join("data/lock")).expect("the lock");
-        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("the lock");
     }
 
     /// What a node has logged.

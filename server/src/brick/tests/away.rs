@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mortar_protocol::ids::Seq;
 use mortar_protocol::limits::STAGE_MAX;
 
-use super::attach;
 use super::rig::{Rig, write};
+use super::{attach, attach_at};
 use crate::device::sim::{Fault as DiskFault, Survival};
 
 /// A set with a file, some of it staged.
@@ -123,6 +123,102 @@ fn the_log_is_kept_for_the_absent_only_until_half_the_ring_is_used() {
     assert!((2..=4).contains(&kept), "{kept} entries of 1 MiB");
 }
 
+/// Overwrites the file's first blocks with bulk data, as clients do it: again if there is no room at the moment.
+fn bulk(rig: &mut Rig, number: u64, blocks: u32, at: &[usize]) {
+    let data = Bytes::from(vec![number as u8; blocks as usize * 4_096]);
+    let mut tries = 0;
+    while rig.stage(number, data.clone(), at) != vec![Ok(()); at.len()] {
+        tries += 1;
+        assert!(tries < 50, "no room for stage {number}");
+        rig.pass(Duration::from_millis(100));
+    }
+    rig.done(attach(number, blocks), b"");
+}
+
+#[test]
+fn a_joiner_fetches_bulk_data_as_fast_as_it_comes() {
+    let mut rig = with_a_file(3);
+    let away = (rig.primary() + 1) % 3;
+    rig.stop(&[away]);
+    let here: Vec<usize> = (0..3).filter(|at| *at != away).collect();
+    for number in 2..302 {
+        bulk(&mut rig, number, 16, &here);
+    }
+    rig.reboot(away, Survival::Process);
+    rig.pass(Duration::from_millis(1_500));
+    assert_eq!(rig.view().members.len(), 3);
+    assert_eq!(rig.read(away, 8).expect("data"), vec![301_u64 as u8; 8]);
+}
+
+#[test]
+fn what_was_overwritten_and_checkpointed_is_kept_for_a_joiner() {
+    let mut rig = with_a_file(3);
+    let blocks = (STAGE_MAX / 4_096) as u32;
+    let stage = STAGE_MAX as u64;
+    // Little is free, so that the allocator soon comes round.
+    let (free, _) = rig.state(0).space_free;
+    let static_mib = free / stage - 40;
+    for number in 2..2 + static_mib {
+        let at = (number - 1) * stage;
+        let data = Bytes::from(vec![1; STAGE_MAX]);
+        assert_eq!(rig.stage(number, data, &[0, 1, 2]), vec![Ok(()); 3]);
+        rig.done(attach_at(number, at, blocks), b"");
+        rig.pass(Duration::from_millis(100));
+    }
+    let away = (rig.primary() + 1) % 3;
+    rig.pass(Duration::from_secs(35));
+    rig.stop(&[away]);
+    let here: Vec<usize> = (0..3).filter(|at| *at != away).collect();
+    for number in 300..330 {
+        bulk(&mut rig, number, blocks, &here);
+        if number == 315 {
+            rig.pass(Duration::from_secs(35));
+            // Kept over a restart, too.
+            rig.reboot(here[0], Survival::Process);
+            rig.pass(Duration::from_secs(12));
+        }
+    }
+    rig.pass(Duration::from_secs(35));
+    rig.reboot(away, Survival::Process);
+    rig.pass(Duration::from_secs(5));
+    assert_eq!((rig.cannot_follow.len(), rig.view().members.len()), (0, 3));
+    for at in 0..3 {
+        assert_eq!(rig.read(at, 8).expect("data"), vec![329_u64 as u8; 8]);
+    }
+    // With all there again, everything is free that was overwritten.
+    rig.done(write(0, 4), b"done");
+    rig.pass(Duration::from_secs(70));
+    let (left, _) = rig.state(0).space_free;
+    assert!(left + 3 * stage >= free - static_mib * stage, "{left}");
+    let data = Bytes::from(vec![9; STAGE_MAX]);
+    for number in 400..425 {
+        assert_eq!(
+            rig.stage(number, data.clone(), &[0]),
+            vec![Ok(())],
+            "{number}"
+        );
+    }
+}
+
+#[test]
+fn a_member_that_holds_other_bytes_takes_those_that_were_decided_on() {
+    let mut rig = with_a_file(3);
+    let primary = rig.primary();
+    for at in 0..3 {
+        let byte = if at == primary { 5 } else { 6 };
+        let data = Bytes::from(vec![byte; 64 << 10]);
+        assert_eq!(rig.stage(2, data, &[at]), vec![Ok(())]);
+    }
+    let call = rig.request(attach(2, 16));
+    let slot = rig.send(primary, call, Bytes::new());
+    rig.pass(Duration::from_secs(1));
+    let answer = slot.lock().take().expect("an answer");
+    assert!(answer.0.result.is_ok(), "{answer:?}");
+    for at in 0..3 {
+        assert_eq!(rig.read(at, 8).expect("data"), vec![5; 8], "brick {at}");
+    }
+}
+
 #[test]
 fn a_joiner_whose_bulk_data_is_gone_is_told_so() {
     let mut rig = with_a_file(3);
@@ -132,9 +228,7 @@ fn a_joiner_whose_bulk_data_is_gone_is_told_so() {
     // Enough, with everything overwritten and checkpointed, for the allocator to come round.
     let blocks = (STAGE_MAX / 4_096) as u32;
     for number in 2..(260 << 20) / STAGE_MAX as u64 {
-        let staged = rig.stage(number, Bytes::from(vec![number as u8; STAGE_MAX]), &here);
-        assert_eq!(staged, [Ok(()), Ok(())], "{number}");
-        rig.done(attach(number, blocks), b"");
+        bulk(&mut rig, number, blocks, &here);
         if number % 50 == 0 {
             rig.pass(Duration::from_secs(35));
         }

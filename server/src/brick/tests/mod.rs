@@ -10,6 +10,7 @@ use bytes::Bytes;
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{Call, Fop, InodeOp, LockKind, LockOutcome, LockRequest, Reply};
 use mortar_protocol::ids::{Gfid, InodeId, Mark, Opening, Seq, SessionId, StageId};
+use mortar_protocol::limits::SHARD_SIZE;
 use mortar_protocol::peer::PeerMessage;
 
 use crate::device::sim::{Fault as DiskFault, Survival};
@@ -138,13 +139,18 @@ fn a_restarted_member_joins_by_its_log() {
 }
 
 pub(super) fn attach(number: u64, blocks: u32) -> Fop {
+    attach_at(number, 0, blocks)
+}
+
+/// Attaches at a place of the file.
+pub(super) fn attach_at(number: u64, at: u64, blocks: u32) -> Fop {
     let stage = StageId {
         session: SESSION,
         number,
     };
     change(InodeOp::Attach {
-        shard: 0,
-        offset: 0,
+        shard: (at / SHARD_SIZE) as u32,
+        offset: at % SHARD_SIZE,
         stage,
         len: blocks * 4096,
     })

@@ -173,13 +173,8 @@ impl File {
         given: &[Given],
     ) -> impl Future<Output = Result<(), String>> + use<> {
         let bytes = encode(&given);
-        let noted = bytes.map(|bytes| {
-            self.in_order(move |write| {
-                let mut notes = write.open_table(NOTES).map_err(text)?;
-                notes.insert("given", bytes.as_slice()).map_err(text)?;
-                Ok(())
-            })
-        });
+        let noted =
+            bytes.map(|bytes| self.in_order(move |write| insert_note(write, "given", &bytes)));
         let path = self.path.clone();
         async move {
             let done = match noted {
@@ -216,30 +211,27 @@ impl File {
         value: &T,
     ) -> Result<(), StorageError> {
         let bytes = encode(value).map_err(|why| self.failed(subject.clone(), &why))?;
-        self.durably(subject, move |write| {
-            let mut notes = write.open_table(NOTES).map_err(text)?;
-            notes.insert(name, bytes.as_slice()).map_err(text)?;
-            Ok(())
-        })
-        .await
+        self.durably(subject, move |write| insert_note(write, name, &bytes))
+            .await
     }
 
     /// Writes the committed position as it is by then.
     fn write_committed(&self) {
         self.committing.store(false, Ordering::Release);
         let committed = self.kept.lock().committed;
-        let written = encode(&committed).and_then(|bytes| {
-            self.write(|write| {
-                let mut notes = write.open_table(NOTES).map_err(text)?;
-                notes.insert("committed", bytes.as_slice()).map_err(text)?;
-                Ok(())
-            })
-        });
+        let written = encode(&committed)
+            .and_then(|bytes| self.write(|write| insert_note(write, "committed", &bytes)));
         if let Err(error) = written {
             // It only makes the next start slower; a log that cannot be written is found elsewhere.
             tracing::warn!(path = %self.path.display(), error, "the committed position cannot be written");
         }
     }
+}
+
+fn insert_note(write: &WriteTransaction, name: &str, bytes: &[u8]) -> Result<(), String> {
+    let mut notes = write.open_table(NOTES).map_err(text)?;
+    notes.insert(name, bytes).map_err(text)?;
+    Ok(())
 }
 
 /// The file's format; a new file gets the newest.

@@ -40,7 +40,9 @@ impl Rig {
         }
         let device: Arc<dyn Device> = disk.clone();
         Store::format(&device, &format_params()).unwrap();
-        let store = Store::open(device).unwrap();
+        let mut store = Store::open(device).unwrap();
+        // No brick of its set is away.
+        store.keep_log(false, false);
         let (clock, stage) = (0, 0);
         let mut rig = Self {
             disk,
