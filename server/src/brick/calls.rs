@@ -270,20 +270,20 @@ impl Brick {
     }
 
     /// Refuses a change after what it was decided on is committed. The refusal of a repeated request is kept like a
-    /// result: the client takes only the answer to its latest copy.
+    /// result, whatever it is: the client takes only the answer to its latest copy, and goes on with another number. A
+    /// copy that arrives later must not be done, though it could be by then.
     fn refuse(&mut self, queued: Queued, fault: Fault) {
         let (id, number) = (queued.call.session, queued.call.number);
-        if !matches!(fault, Fault::Refused(_)) {
-            let seq = self.log.head().seq;
-            self.answer_at(seq, queued, Err(fault));
-            return;
-        }
         if queued.call.repeat {
             let seq = self.log.next_pos().seq;
             self.append_result(&queued.call, seq, Err(fault.clone()), |kind, brick| {
                 brick.make(kind, Vec::new(), Bytes::new());
             });
             self.answer_at(seq, queued, Err(fault));
+        } else if !matches!(fault, Fault::Refused(_)) {
+            // What builds on it waits for the next try.
+            self.answer_at(self.log.head().seq, queued, Err(fault));
+            return;
         } else {
             if let Some(session) = self.sessions.get_mut(id) {
                 session.refuse(number);
@@ -557,6 +557,10 @@ impl Brick {
             !held.is_empty()
         });
         for (queued, fault) in late {
+            if fault == Fault::NoStage && self.log.leads() {
+                self.refuse(queued, fault);
+                continue;
+            }
             self.refuse_now(queued, fault);
         }
         self.tick_locks();

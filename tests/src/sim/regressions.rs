@@ -33,6 +33,10 @@ pub const SEEDS: &[(u64, &str)] = &[
         "a link was refused after it was made: its answer came after the file was gone",
     ),
     (
+        20_786_274 | SEVERAL_SETS,
+        "an append refused for lack of its data was done twice: a late copy of it found the data there",
+    ),
+    (
         1_795_850_983_194 | SEVERAL_SETS,
         "the mark of a removed directory stayed for ever: a transaction had locked it when its last user let it go",
     ),

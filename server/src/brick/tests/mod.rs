@@ -225,6 +225,29 @@ fn a_missing_stage_is_told_after_a_while() {
 }
 
 #[test]
+fn a_change_refused_for_a_missing_stage_is_not_done_when_a_late_copy_arrives() {
+    let mut rig = Rig::new(1);
+    rig.create();
+    let call = Call {
+        repeat: true,
+        ..rig.request(attach(5, 16))
+    };
+    let slot = rig.send(0, call.clone(), Bytes::new());
+    rig.pass(Duration::from_secs(1));
+    let (answer, _) = slot.lock().take().expect("an answer");
+    assert_eq!(answer.result, Err(Fault::NoStage));
+    // The client sends the data, and tries with another number; a copy of the first request comes before that.
+    assert_eq!(rig.stage(5, Bytes::from(vec![7; 64 << 10]), &[0]), [Ok(())]);
+    let slot = rig.send(0, call, Bytes::new());
+    rig.pass(Duration::from_secs(1));
+    let (answer, _) = slot.lock().take().expect("an answer");
+    assert_eq!(answer.result, Err(Fault::NoStage));
+    assert_eq!(rig.read(0, 8), Ok(Bytes::new()));
+    rig.done(attach(5, 16), b"");
+    assert_eq!(rig.read(0, 8), Ok(Bytes::from(vec![7; 8])));
+}
+
+#[test]
 fn refusals_and_their_dependants() {
     let mut rig = Rig::new(3);
     rig.create();
