@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::Duration;
 
 use mortar_protocol::attr::{Cred, SetAttr};
 use mortar_protocol::env::Env;
@@ -16,9 +15,6 @@ use super::log;
 use crate::credentials;
 use crate::vfs::{Options, Vfs};
 use crate::volume::Volume;
-
-/// How often the volume's options are looked at while it is mounted.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Connects to the volume `name` through one of `servers` (`HOST:PORT`). Its sets need not have opened.
 ///
@@ -85,21 +81,18 @@ pub(super) async fn follow_options(vfs: Vfs<Volume>, no_atime: bool) {
         log::set(level);
     }
     loop {
-        vfs.env().sleep(LOOK).await;
-        let info = vfs.backend().info();
-        if info.version != version {
-            version = info.version;
-            let options = options_of(&info);
-            vfs.set_write_behind(options.write_behind, options.window);
-            vfs.set_atime(options.atime && !no_atime);
-            if log::level_of(&info) != level {
-                level = log::level_of(&info);
-                log::set(level);
-            }
-            if owner_of(&info) != owner {
-                owner = owner_of(&info);
-                own_root(&vfs).await;
-            }
+        let info = vfs.backend().newer_info(version).await;
+        version = info.version;
+        let options = options_of(&info);
+        vfs.set_write_behind(options.write_behind, options.window);
+        vfs.set_atime(options.atime && !no_atime);
+        if log::level_of(&info) != level {
+            level = log::level_of(&info);
+            log::set(level);
+        }
+        if owner_of(&info) != owner {
+            owner = owner_of(&info);
+            own_root(&vfs).await;
         }
     }
 }

@@ -205,12 +205,22 @@ impl Cluster {
         if let Some(seconds) = option_seconds(&volume.options, "network.frame-timeout") {
             self.hub.set_frame_timeout(seconds);
         }
-        {
+        if let Some(time) = option_seconds(&volume.options, "network.session-timeout") {
+            self.hub.set_session_timeout(time);
+        }
+        let news = {
             let mut known = self.known.write();
+            let news = known.version != version;
             known.version = version;
             if known.volume.version <= volume.version {
                 known.volume = Arc::new(volume.clone());
             }
+            news
+        };
+        if news {
+            // Sets may ask something with the next renewal.
+            self.hub.was_active();
+            self.hub.changed.notify_waiters();
         }
         {
             let mut sets = self.sets.write();
@@ -235,6 +245,19 @@ impl Cluster {
 }
 
 impl Cluster {
+    /// The volume's record as soon as it is not of this version.
+    pub async fn newer_volume(&self, version: u64) -> Arc<VolumeInfo> {
+        loop {
+            let mut changed = std::pin::pin!(self.hub.changed.notified());
+            changed.as_mut().enable();
+            let volume = self.volume();
+            if volume.version != version {
+                return volume;
+            }
+            changed.await;
+        }
+    }
+
     /// Takes up whether the volume is in service, and wakes who waits if it is not.
     fn serves(&self, service: Service) {
         if self.hub.set_service(service) {

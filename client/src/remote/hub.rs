@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -28,6 +28,10 @@ const ADMIN_TRY: Duration = Duration::from_secs(3);
 const NEXT_AFTER: Duration = Duration::from_millis(300);
 /// Most servers asked the same at once.
 const AT_ONCE: usize = 3;
+/// A client is idle that has asked for nothing for so long.
+const QUIET: Duration = Duration::from_secs(10);
+/// The session of an idle client is renewed at least every so many seconds.
+const LEAST_RENEWED: u64 = 4;
 /// Pause between rounds over all servers.
 const ROUND: Duration = Duration::from_millis(50);
 
@@ -59,6 +63,16 @@ impl Service {
     }
 }
 
+/// A request on its way.
+pub(crate) struct AtWork<'a>(&'a Hub);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.0.was_active();
+    }
+}
+
 /// See the module.
 pub(crate) struct Hub {
     pub(crate) env: Arc<dyn Env>,
@@ -77,6 +91,12 @@ pub(crate) struct Hub {
     frame_timeout: AtomicU64,
     numbers: AtomicU64,
     closed: AtomicBool,
+    /// Requests on their way other than renewals, and when the last of them began or ended.
+    running: AtomicUsize,
+    active: AtomicU64,
+    session_timeout: AtomicU64,
+    /// The volume's record or views have changed.
+    pub(crate) changed: Notify,
     /// Told of what goes wrong outside of any operation.
     watch: OnceLock<Arc<Watch>>,
 }
@@ -102,6 +122,10 @@ impl Hub {
             frame_timeout: AtomicU64::new(30_000),
             numbers: AtomicU64::new(1),
             closed: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
+            active: AtomicU64::new(0),
+            session_timeout: AtomicU64::new(20_000),
+            changed: Notify::new(),
             watch: OnceLock::new(),
         }
     }
@@ -133,6 +157,35 @@ impl Hub {
             errno: None,
             cause: Some(cause),
         });
+    }
+
+    /// Something happens that is not renewal: until it is dropped, and for some time longer, the client is not idle.
+    pub(crate) fn at_work(&self) -> AtWork<'_> {
+        self.running.fetch_add(1, Ordering::Relaxed);
+        self.was_active();
+        AtWork(self)
+    }
+
+    /// Something has happened: the session is renewed every second again.
+    pub(crate) fn was_active(&self) {
+        self.active.store(self.env.now().0, Ordering::Relaxed);
+    }
+
+    /// Renewals that can be left out, one a second: while nothing happens, four fifths of the session's time must do.
+    pub(crate) fn renewals_to_skip(&self) -> u64 {
+        let quiet = self
+            .env
+            .now()
+            .since(Mono(self.active.load(Ordering::Relaxed)));
+        if self.running.load(Ordering::Relaxed) > 0 || quiet < QUIET {
+            return 0;
+        }
+        (self.session_timeout.load(Ordering::Relaxed) / 5_000).clamp(1, LEAST_RENEWED) - 1
+    }
+
+    pub(crate) fn set_session_timeout(&self, time: Duration) {
+        let millis = time.as_millis().min(u128::from(u32::MAX)) as u64;
+        self.session_timeout.store(millis, Ordering::Relaxed);
     }
 
     /// Asks for newer views; returns at once.

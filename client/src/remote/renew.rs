@@ -1,4 +1,4 @@
-//! Renewal of the session, once a second, and what the sets ask with it: who holds unlinked inodes open, which locks
+//! Renewal of the session, once a second unless nothing happens, and what the sets ask with it: who holds unlinked inodes open, which locks
 //! does the client hold, and what have ended sessions left to be resolved?
 
 use std::sync::Arc;
@@ -35,12 +35,20 @@ pub struct Renewal {
 }
 
 impl Cluster {
+    /// Renewals that can be left out because nothing happens.
+    pub fn renewals_to_skip(&self) -> u64 {
+        self.hub.renewals_to_skip()
+    }
+
     /// Renews the session on every set that knows it, says which of the inodes they ask about are open, and claims
     /// the locks where a set may have lost some.
     pub async fn renew(&self, is_open: &OpenCheck) -> Vec<Renewal> {
         let sets = self.sets();
         let renewals = sets.iter().filter(|set| set.is_begun()).map(|set| async {
             let renewal = within(self.env(), TRY, set.renew(is_open)).await;
+            if renewal.is_none() {
+                self.hub.was_active();
+            }
             let (mut renewal, claim) = renewal.unwrap_or_default();
             if let Some(opening) = claim {
                 let claimed = within(self.env(), TRY, set.claim(opening)).await;

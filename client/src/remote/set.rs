@@ -184,6 +184,8 @@ impl Set {
     /// ended meanwhile.
     pub async fn run(&self, call: &mut Call, body: &Bytes) -> Result<Answered, Fault> {
         let started = self.hub.env.now();
+        let renews = matches!(call.fop, Fop::Renew { .. });
+        let _at_work = (!renews).then(|| self.hub.at_work());
         call.repeat = false;
         loop {
             let ticket = self.ticket(call, started).await?;

@@ -188,6 +188,11 @@ impl Volume {
         self.0.cluster.volume()
     }
 
+    /// The volume's record as soon as it is not of this version.
+    pub async fn newer_info(&self, version: u64) -> Arc<VolumeInfo> {
+        self.0.cluster.newer_volume(version).await
+    }
+
     /// The session. Another number than before means that it ended and its locks are lost: handles that hold some
     /// must fail.
     pub fn session(&self) -> SessionId {

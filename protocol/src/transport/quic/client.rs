@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 use super::assemble::{ReadFault, read_frame};
+use super::calls::{Calls, Pace};
 use super::configs::{Configs, of_client};
 use super::{PROBE, Pinned, QuicError, bind, code, endpoint_config, is_rejection, write_frame};
 use crate::env::Mono;
@@ -33,10 +34,10 @@ const ATTEMPT_EVERY: Duration = Duration::from_millis(300);
 const ATTEMPTS: usize = 4;
 /// A node that refused us is not asked again for this long.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(1);
-/// Silence on a connection with calls in progress after which a second one is tried.
+/// A probe unanswered for so long has a second connection tried.
 const SUSPECT: Duration = Duration::from_millis(500);
-/// While the last call is younger than this, silence is probed often.
-const YOUNG: Duration = Duration::from_secs(2);
+/// A connection is ended whose probes are unanswered for so long, and no second one could be made: calls on it are lost.
+const GIVEN_UP: Duration = Duration::from_secs(4);
 
 /// Calls nodes over QUIC. Everything runs on the runtime given; calls may come from any thread.
 #[derive(Clone)]
@@ -79,8 +80,7 @@ struct LinkState {
 
 struct Conn {
     quic: Connection,
-    calls: AtomicUsize,
-    last_call: AtomicU64,
+    calls: Calls,
 }
 
 impl Inner {
@@ -242,8 +242,7 @@ impl Link {
     fn install(self: &Arc<Self>, inner: &Arc<Inner>, quic: Connection) -> Arc<Conn> {
         let conn = Arc::new(Conn {
             quic,
-            calls: AtomicUsize::new(0),
-            last_call: AtomicU64::new(mono_now().0),
+            calls: Calls::default(),
         });
         let watch = Arc::clone(self).watch(Arc::clone(inner), Arc::clone(&conn));
         inner.runtime.spawn(watch);
@@ -253,28 +252,26 @@ impl Link {
     /// Looks after a connection: probes it when calls get no answer (a restarted node then ends it at once), and
     /// replaces it if a second one can be made while it stays silent.
     async fn watch(self: Arc<Self>, inner: Arc<Inner>, conn: Arc<Conn>) {
-        let mut heard = 0;
-        let mut silent_since = mono_now();
+        let (mut heard, mut pace) = (0, Pace::default());
+        // Since when a probe has been unanswered.
+        let mut doubt: Option<Mono> = None;
         loop {
-            let young = mono_now().since(Mono(conn.last_call.load(Ordering::Relaxed))) < YOUNG;
-            let busy = conn.calls.load(Ordering::Relaxed) > 0;
-            let pause = if busy && young { 100 } else { 500 };
-            let ended = timeout(Duration::from_millis(pause), conn.quic.closed()).await;
-            if let Ok(reason) = ended {
-                self.lost(&conn, &reason);
-                return;
-            }
+            let look = tokio::select! {
+                biased;
+                reason = conn.quic.closed() => return self.lost(&conn, &reason),
+                look = conn.calls.next_look(&mut pace, doubt.is_some()) => look,
+            };
+            let Some(owed) = look else { continue };
             let now = mono_now();
             let received = conn.quic.stats().udp_rx.datagrams;
-            if received != heard || conn.calls.load(Ordering::Relaxed) == 0 {
+            if received != heard || !owed {
                 heard = received;
-                silent_since = now;
+                doubt = None;
                 continue;
             }
             // Fails only while datagrams are not allowed or do not fit, and then nothing is lost.
             let _ = conn.quic.send_datagram(PROBE);
-            // A probe has been on its way since the last look; an idle pause is not silence yet.
-            if now.since(silent_since) < SUSPECT + Duration::from_millis(pause) {
+            if now.since(*doubt.get_or_insert(now)) < SUSPECT {
                 continue;
             }
             let until = now.after(CONNECT_TIME);
@@ -290,6 +287,10 @@ impl Link {
                 conn.quic
                     .close(VarInt::from_u32(code::DONE), b"replaced, no answer");
                 return;
+            }
+            let silent = conn.quic.stats().udp_rx.datagrams == heard;
+            if silent && doubt.is_some_and(|since| mono_now().since(since) >= GIVEN_UP) {
+                conn.quic.close(VarInt::from_u32(code::DONE), b"no answer");
             }
         }
     }
@@ -464,9 +465,7 @@ impl Drop for Sending {
 }
 
 async fn exchange(conn: &Conn, frame: Frame) -> Result<Frame, Lost> {
-    conn.calls.fetch_add(1, Ordering::Relaxed);
-    let _calls = CountDown(&conn.calls);
-    conn.last_call.store(mono_now().0, Ordering::Relaxed);
+    let _call = conn.calls.begin();
     let unsent = |error: &ConnectionError| {
         if is_rejection(error) {
             Lost::Rejected

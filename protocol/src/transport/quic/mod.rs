@@ -4,6 +4,7 @@
 //! no task of theirs ever moves to another thread. [`StrangerConnection`] is the end of a caller without certificate.
 
 mod assemble;
+mod calls;
 mod client;
 mod configs;
 mod server;
@@ -43,8 +44,9 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 32 << 20;
 const SEND_WINDOW: u64 = 16 << 20;
 const INITIAL_RTT: Duration = Duration::from_millis(50);
-const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
-const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// A connection without calls that is silent for so long has ended; one with calls is given up sooner.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// Bodies up to this size are copied behind their head, so that the stream gets one piece.
 const JOIN_BODY: usize = 2 << 10;
 /// Buffer of the UDP socket asked for, in bytes.
