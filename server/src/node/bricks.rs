@@ -114,6 +114,8 @@ pub struct Bricks {
     cores: RwLock<Vec<CoreThread>>,
     open: RwLock<BTreeMap<BrickId, OpenBrick>>,
     failed: Mutex<BTreeMap<BrickId, String>>,
+    /// Runs of other nodes' bricks that cannot be in their sets, as the primaries here say.
+    left_out: Mutex<BTreeMap<BrickId, RunId>>,
     reports: mpsc::UnboundedSender<FromBrick>,
     changed: watch::Sender<u64>,
     other_nodes: ToOtherNodes,
@@ -152,6 +154,7 @@ impl Bricks {
             cores: RwLock::new(Vec::new()),
             open: RwLock::new(BTreeMap::new()),
             failed: Mutex::new(BTreeMap::new()),
+            left_out: Mutex::new(BTreeMap::new()),
             reports,
             changed: watch::channel(0).0,
             other_nodes,
@@ -372,13 +375,15 @@ impl Bricks {
         error
     }
 
-    /// Notes, and logs once, why a run of a brick cannot be in its set.
+    /// Notes, and logs once, why a run of a brick cannot be in its set. It may be another node's: then its primary is
+    /// here.
     fn note_left_out(&self, brick: BrickId, run: RunId, why: &'static str) {
-        if let Some(open) = self.open.write().get_mut(&brick)
-            && open.run == run
-            && open.left_out != Some(why)
-        {
-            open.left_out = Some(why);
+        let news = match self.open.write().get_mut(&brick) {
+            Some(open) if open.run == run => open.left_out.replace(why) != Some(why),
+            Some(_) => false,
+            None => self.left_out.lock().insert(brick, run) != Some(run),
+        };
+        if news {
             tracing::error!(%brick, "stays out of its set: {why}");
         }
     }

@@ -13,7 +13,9 @@ use tokio::time::sleep;
 /// First look after a call.
 const SOON: Duration = Duration::from_millis(100);
 /// While a probe is on its way.
-const DOUBT: Duration = Duration::from_millis(500);
+const DOUBT: Duration = Duration::from_millis(250);
+/// By how much pauses grow.
+const GROWTH: u32 = 4;
 /// Last of the growing pauses, and while there is no call.
 const REST: Duration = Duration::from_secs(10);
 
@@ -22,16 +24,22 @@ const REST: Duration = Duration::from_secs(10);
 pub(super) struct Calls {
     running: AtomicUsize,
     begun: AtomicU64,
+    /// The newest call that has ended.
+    ended: AtomicU64,
     rests: AtomicBool,
     woken: Notify,
 }
 
 /// A call in progress.
-pub(super) struct Call<'a>(&'a Calls);
+pub(super) struct Call<'a> {
+    calls: &'a Calls,
+    number: u64,
+}
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
+        self.calls.ended.fetch_max(self.number, Ordering::Relaxed);
+        self.calls.running.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -46,11 +54,14 @@ impl Calls {
     /// A call begins.
     pub(super) fn begin(&self) -> Call<'_> {
         self.running.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
+        let number = self.begun.fetch_add(1, Ordering::Relaxed) + 1;
         if self.rests.swap(false, Ordering::Relaxed) {
             self.woken.notify_one();
         }
-        Call(self)
+        Call {
+            calls: self,
+            number,
+        }
     }
 
     /// The next pause; `doubtful`: a probe is on its way.
@@ -58,8 +69,10 @@ impl Calls {
         let begun = self.begun.load(Ordering::Relaxed);
         pace.pause = match self.running.load(Ordering::Relaxed) {
             0 => REST,
+            // Those that wait are older than one that was answered.
+            _ if self.ended.load(Ordering::Relaxed) >= begun => REST,
             _ if begun != pace.begun => SOON,
-            _ => (pace.pause * 2).clamp(SOON, REST),
+            _ => (pace.pause * GROWTH).clamp(SOON, REST),
         };
         pace.begun = begun;
         match doubtful {
@@ -91,12 +104,14 @@ mod tests {
         let mut next = |doubtful| calls.pause(&mut pace, doubtful).as_millis();
         assert_eq!(next(false), 10_000);
         let first = calls.begin();
-        let pauses: Vec<u128> = (0..9).map(|_| next(false)).collect();
-        let all = [100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000];
-        assert_eq!(pauses, all);
-        assert_eq!(next(true), 500);
+        let pauses: Vec<u128> = (0..5).map(|_| next(false)).collect();
+        assert_eq!(pauses, [100, 400, 1_600, 6_400, 10_000]);
+        assert_eq!(next(true), 250);
         let second = calls.begin();
-        assert_eq!((next(true), next(false)), (100, 200));
+        assert_eq!((next(true), next(true), next(false)), (100, 250, 1_600));
+        let third = calls.begin();
+        drop(third);
+        assert_eq!(next(false), 10_000, "the newest was answered");
         drop((first, second));
         assert_eq!(next(false), 10_000);
     }
