@@ -30,8 +30,9 @@ const NEXT_AFTER: Duration = Duration::from_millis(300);
 const AT_ONCE: usize = 3;
 /// A client is idle that has asked for nothing for so long.
 const QUIET: Duration = Duration::from_secs(10);
-/// The session of an idle client is renewed at least every so many seconds.
-const LEAST_RENEWED: u64 = 4;
+/// How often a session is renewed, and that of an idle client.
+const RENEWAL: Duration = Duration::from_secs(1);
+const IDLE_RENEWAL: Duration = Duration::from_secs(4);
 /// Pause between rounds over all servers.
 const ROUND: Duration = Duration::from_millis(50);
 
@@ -171,16 +172,18 @@ impl Hub {
         self.active.store(self.env.now().0, Ordering::Relaxed);
     }
 
-    /// Renewals that can be left out, one a second: while nothing happens, four fifths of the session's time must do.
-    pub(crate) fn renewals_to_skip(&self) -> u64 {
+    /// Time to the session's next renewal. Sets notice a client's silence after `network.session-timeout`; requests break
+    /// it too. While nothing happens, every fifth of that is enough.
+    pub(crate) fn renewal_pause(&self) -> Duration {
         let quiet = self
             .env
             .now()
             .since(Mono(self.active.load(Ordering::Relaxed)));
         if self.running.load(Ordering::Relaxed) > 0 || quiet < QUIET {
-            return 0;
+            return RENEWAL;
         }
-        (self.session_timeout.load(Ordering::Relaxed) / 5_000).clamp(1, LEAST_RENEWED) - 1
+        let fifth = self.session_timeout.load(Ordering::Relaxed) / 5;
+        Duration::from_secs(fifth / 1_000).clamp(RENEWAL, IDLE_RENEWAL)
     }
 
     pub(crate) fn set_session_timeout(&self, time: Duration) {

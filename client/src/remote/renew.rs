@@ -1,5 +1,5 @@
-//! Renewal of the session, once a second unless nothing happens, and what the sets ask with it: who holds unlinked inodes open, which locks
-//! does the client hold, and what have ended sessions left to be resolved?
+//! Renewal of the session, once a second unless nothing happens, and what the sets ask with it: who holds unlinked
+//! inodes open, which locks does the client hold, and what have ended sessions left to be resolved?
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,9 +35,9 @@ pub struct Renewal {
 }
 
 impl Cluster {
-    /// Renewals that can be left out because nothing happens.
-    pub fn renewals_to_skip(&self) -> u64 {
-        self.hub.renewals_to_skip()
+    /// Time to the next renewal: more while nothing happens.
+    pub fn renewal_pause(&self) -> Duration {
+        self.hub.renewal_pause()
     }
 
     /// Renews the session on every set that knows it, says which of the inodes they ask about are open, and claims

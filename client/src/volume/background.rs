@@ -3,7 +3,6 @@
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use mortar_protocol::attr::Cred;
@@ -15,9 +14,6 @@ use super::txn::Shares;
 use super::{Inner, Volume};
 use crate::remote::Renewal;
 
-/// Sets notice a client's silence after 20 s; requests break it too. While nothing happens, some are left out.
-const RENEWAL: Duration = Duration::from_secs(1);
-
 /// Runs until the last [`Volume`] is dropped.
 pub(super) fn start(inner: &Arc<Inner>) {
     let weak = Arc::downgrade(inner);
@@ -25,10 +21,9 @@ pub(super) fn start(inner: &Arc<Inner>) {
     let tick = env.clone();
     env.spawn(Box::pin(async move {
         loop {
-            let Some(inner) = weak.upgrade() else { return };
-            let skipped = inner.cluster.renewals_to_skip() as u32;
-            drop(inner);
-            tick.sleep(RENEWAL * (1 + skipped)).await;
+            let pause = weak.upgrade().map(|inner| inner.cluster.renewal_pause());
+            let Some(pause) = pause else { return };
+            tick.sleep(pause).await;
             if !renew(&weak).await {
                 return;
             }

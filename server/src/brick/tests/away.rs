@@ -21,6 +21,13 @@ fn with_a_file(bricks: usize) -> Rig {
     rig
 }
 
+/// Stops one of three bricks that is not the primary; gives it and the others.
+fn stop_a_backup(rig: &mut Rig) -> (usize, Vec<usize>) {
+    let away = (rig.primary() + 1) % 3;
+    rig.stop(&[away]);
+    (away, (0..3).filter(|at| *at != away).collect())
+}
+
 #[test]
 fn after_an_orderly_stop_nothing_depends_on_the_log_alone() {
     for bricks in [1, 3] {
@@ -138,9 +145,7 @@ fn bulk(rig: &mut Rig, number: u64, blocks: u32, at: &[usize]) {
 #[test]
 fn a_joiner_fetches_bulk_data_as_fast_as_it_comes() {
     let mut rig = with_a_file(3);
-    let away = (rig.primary() + 1) % 3;
-    rig.stop(&[away]);
-    let here: Vec<usize> = (0..3).filter(|at| *at != away).collect();
+    let (away, here) = stop_a_backup(&mut rig);
     for number in 2..302 {
         bulk(&mut rig, number, 16, &here);
     }
@@ -165,10 +170,8 @@ fn what_was_overwritten_and_checkpointed_is_kept_for_a_joiner() {
         rig.done(attach_at(number, at, blocks), b"");
         rig.pass(Duration::from_millis(100));
     }
-    let away = (rig.primary() + 1) % 3;
     rig.pass(Duration::from_secs(35));
-    rig.stop(&[away]);
-    let here: Vec<usize> = (0..3).filter(|at| *at != away).collect();
+    let (away, here) = stop_a_backup(&mut rig);
     for number in 300..330 {
         bulk(&mut rig, number, blocks, &here);
         if number == 315 {
@@ -222,9 +225,7 @@ fn a_member_that_holds_other_bytes_takes_those_that_were_decided_on() {
 #[test]
 fn a_joiner_whose_bulk_data_is_gone_is_told_so() {
     let mut rig = with_a_file(3);
-    let away = (rig.primary() + 1) % 3;
-    rig.stop(&[away]);
-    let here: Vec<usize> = (0..3).filter(|at| *at != away).collect();
+    let (away, here) = stop_a_backup(&mut rig);
     // Enough, with everything overwritten and checkpointed, for the allocator to come round.
     let blocks = (STAGE_MAX / 4_096) as u32;
     for number in 2..(260 << 20) / STAGE_MAX as u64 {
