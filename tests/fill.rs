@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mortar_tests::real::{Daemon, Kind, Mount, tool};
 
@@ -183,4 +183,25 @@ fn space_of_very_many_files_comes_back_to_the_block() {
         is_as_before(&[&mount], before);
     }
     assert!(fs::read(mount.join("stays")).expect("read") == vec![7; 100_000]);
+}
+
+/// Also where a client that has been idle is the one to give back what lies on other sets.
+#[test]
+fn space_of_a_file_over_several_sets_comes_back_at_once() {
+    let daemon = Daemon::with_volume(Kind::Distribute(3), "256M");
+    let mount = Mount::new(&daemon, "vol");
+    let before = free(&mount);
+    let file = mount.join("large");
+    let data = vec![1; 150 << 20];
+    fs::write(&file, &data).expect("write");
+    assert!(before - free(&mount) >= data.len() as u64);
+    // Long enough for the mount to be idle.
+    std::thread::sleep(Duration::from_secs(12));
+    fs::remove_file(file).expect("rm");
+    let since = Instant::now();
+    tool::wait_for("the space", Duration::from_secs(10), || {
+        (free(&mount) == before).then_some(())
+    });
+    let took = since.elapsed();
+    assert!(took < Duration::from_secs(1), "after {took:?}");
 }

@@ -28,15 +28,12 @@ pub fn dir_offset(parent: InodeId, name: &[u8]) -> u64 {
 }
 
 /// Slot of shard `shard` of a file; shard 0 lies with its inode.
+///
+/// Shards are spread evenly, not at random: each is as far from those before it as can be (the bits of its number are
+/// reversed: a van der Corput sequence, which begins where the inode lies). Over a power of two of equal sets a file's
+/// shards differ in number by one at most, and two neighbours never lie on one set.
 pub fn shard_slot(id: InodeId, shard: u32) -> Slot {
-    if shard == 0 {
-        return id.slot();
-    }
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&id.0.to_be_bytes());
-    hasher.update(&shard.to_be_bytes());
-    let hash = hasher.finalize();
-    Slot::from_be_bytes([hash.as_bytes()[0], hash.as_bytes()[1]])
+    id.slot().wrapping_add((shard as Slot).reverse_bits())
 }
 
 /// Which set owns which slots: ranges in ascending order that cover all 65,536.
@@ -162,10 +159,34 @@ mod tests {
     }
 
     #[test]
+    fn a_file_lies_evenly_on_all_sets() {
+        for sets in [2u32, 3, 4, 5, 7, 8, 12, 64] {
+            let layout = Layout::even(sets);
+            for first in (0..=Slot::MAX).step_by(257) {
+                let id = InodeId(u64::from(first) << 48 | 5);
+                let mut on = vec![0u32; sets as usize];
+                for shard in 0..4 * sets {
+                    on[layout.shard_set(id, shard).0 as usize] += 1;
+                    // Every set is used before any is used twice more than it must.
+                    let fair = shard / sets + 1;
+                    let most = on.iter().max().copied().unwrap();
+                    assert!(most <= fair + 1, "{sets} sets, {shard}: {on:?}");
+                    if sets.is_power_of_two() {
+                        assert!(most <= fair, "{sets} sets, {shard}: {on:?}");
+                    }
+                }
+                assert!(on.iter().all(|on| *on > 0), "{sets} sets: {on:?}");
+            }
+        }
+    }
+
+    #[test]
     fn placement_is_pinned() {
         // These values are part of format 1: a change moves every name to another set.
         assert_eq!(slot(InodeId::ROOT, b"hello"), PINNED_SLOT);
-        assert_eq!(shard_slot(InodeId(0x1234_0000_0000_0001), 0), 0x1234);
+        let id = InodeId(0x1234_0000_0000_0001);
+        let slots = [0, 1, 2, 3, 65_536].map(|shard| shard_slot(id, shard));
+        assert_eq!(slots, [0x1234, 0x9234, 0x5234, 0xd234, 0x1234]);
     }
     const PINNED_SLOT: Slot = 32_715;
 }

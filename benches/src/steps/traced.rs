@@ -230,8 +230,8 @@ impl Storage for Traced<Box<dyn Storage>> {
         self.inner.want_checkpoint();
     }
 
-    fn frees_soon(&self) -> bool {
-        self.inner.frees_soon()
+    fn may_free(&self, upto: Seq) -> bool {
+        self.inner.may_free(upto)
     }
 
     fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String> {

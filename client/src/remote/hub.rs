@@ -96,6 +96,8 @@ pub(crate) struct Hub {
     running: AtomicUsize,
     active: AtomicU64,
     session_timeout: AtomicU64,
+    /// Sets have something to ask: the session is to be renewed now.
+    renew_now: Notify,
     /// The volume's record or views have changed.
     pub(crate) changed: Notify,
     /// Told of what goes wrong outside of any operation.
@@ -126,6 +128,7 @@ impl Hub {
             running: AtomicUsize::new(0),
             active: AtomicU64::new(0),
             session_timeout: AtomicU64::new(20_000),
+            renew_now: Notify::new(),
             changed: Notify::new(),
             watch: OnceLock::new(),
         }
@@ -174,7 +177,7 @@ impl Hub {
 
     /// Time to the session's next renewal. Sets notice a client's silence after `network.session-timeout`; requests break
     /// it too. While nothing happens, every fifth of that is enough.
-    pub(crate) fn renewal_pause(&self) -> Duration {
+    fn renewal_pause(&self) -> Duration {
         let quiet = self
             .env
             .now()
@@ -189,6 +192,16 @@ impl Hub {
     pub(crate) fn set_session_timeout(&self, time: Duration) {
         let millis = time.as_millis().min(u128::from(u32::MAX)) as u64;
         self.session_timeout.store(millis, Ordering::Relaxed);
+    }
+
+    /// A set will ask something with the next renewal: it need not wait for its time.
+    pub(crate) fn renew_soon(&self) {
+        self.renew_now.notify_one();
+    }
+
+    /// Until the session is to be renewed again.
+    pub(crate) async fn renewal_due(&self) {
+        within(&self.env, self.renewal_pause(), self.renew_now.notified()).await;
     }
 
     /// Asks for newer views; returns at once.

@@ -35,9 +35,15 @@ pub struct Renewal {
 }
 
 impl Cluster {
-    /// Time to the next renewal: more while nothing happens.
-    pub fn renewal_pause(&self) -> Duration {
-        self.hub.renewal_pause()
+    /// Until the next renewal: longer while nothing happens.
+    pub fn renewal_due(&self) -> impl Future<Output = ()> + Send + use<> {
+        let hub = self.hub.clone();
+        async move { hub.renewal_due().await }
+    }
+
+    /// What was just done makes a set ask for something with the next renewal: it comes at once.
+    pub fn renew_soon(&self) {
+        self.hub.renew_soon();
     }
 
     /// Renews the session on every set that knows it, says which of the inodes they ask about are open, and claims

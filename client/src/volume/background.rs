@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use futures_util::future::join_all;
-use mortar_protocol::attr::Cred;
+use mortar_protocol::attr::{Attr, Cred};
 use mortar_protocol::error::Fault;
 use mortar_protocol::fop::{Cut, Fop, LeftTxn, Part};
 use mortar_protocol::ids::{InodeId, SetIndex};
@@ -18,12 +18,11 @@ use crate::remote::Renewal;
 pub(super) fn start(inner: &Arc<Inner>) {
     let weak = Arc::downgrade(inner);
     let env = inner.cluster.env().clone();
-    let tick = env.clone();
     env.spawn(Box::pin(async move {
         loop {
-            let pause = weak.upgrade().map(|inner| inner.cluster.renewal_pause());
-            let Some(pause) = pause else { return };
-            tick.sleep(pause).await;
+            let due = weak.upgrade().map(|inner| inner.cluster.renewal_due());
+            let Some(due) = due else { return };
+            due.await;
             if !renew(&weak).await {
                 return;
             }
@@ -56,6 +55,18 @@ async fn renew(weak: &Weak<Inner>) -> bool {
 }
 
 impl Volume {
+    /// Names were taken from these inodes: a file of several shards that nobody uses any more is given back by a client
+    /// that is told so.
+    pub(super) fn gives_back(&self, left: &[Attr]) {
+        let shard_size = self.shard_size();
+        if left
+            .iter()
+            .any(|attr| attr.nlink == 0 && attr.size > shard_size)
+        {
+            self.0.cluster.renew_soon();
+        }
+    }
+
     /// What sets ask any client to do.
     async fn do_chores(&self, renewals: Vec<Renewal>) {
         for renewal in renewals {

@@ -238,6 +238,7 @@ impl Volume {
             match self.commit(shares, &cred, time, None).await {
                 Ok(attrs) => {
                     self.0.names.put(parent, &name, None);
+                    self.gives_back(&attrs);
                     return Ok(attrs);
                 }
                 // The guess was wrong, or the name led elsewhere by then: what it leads to now says whether it is there.

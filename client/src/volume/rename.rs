@@ -62,6 +62,7 @@ impl Volume {
                     };
                     self.0.names.put(from.0, &from.1, left);
                     self.0.names.put(to.0, &to.1, Some(source));
+                    self.gives_back(&attrs);
                     return Ok(attrs);
                 }
                 // A lookup was overtaken: what the names lead to now says more.

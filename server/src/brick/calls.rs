@@ -207,7 +207,7 @@ impl Brick {
     }
 
     /// Decides a change and appends its entry.
-    fn execute(&mut self, queued: Queued) {
+    fn execute(&mut self, mut queued: Queued) {
         let decided = self.asked(&queued.call, queued.uid, |state, asked, rules| {
             rules.execute(state, asked, &queued.call.fop, &queued.body)
         });
@@ -230,7 +230,7 @@ impl Brick {
                 self.unstaged.push(queued);
             }
             Err(Fault::Refused(Errno::ENOSPC))
-                if self.now.since(queued.since) < SPACE_WAIT && self.space_comes() =>
+                if self.now.since(queued.since) < SPACE_WAIT && self.space_comes(&mut queued) =>
             {
                 self.crowded.push(queued);
             }
@@ -238,9 +238,12 @@ impl Brick {
         }
     }
 
-    /// Whether removals are giving back space, here or, so far as is not known yet, on the other members.
-    fn space_comes(&mut self) -> bool {
-        if self.storage.frees_soon() {
+    /// Whether what was logged before a change came first may give back space, here or, so far as is not known yet, on
+    /// the other members.
+    fn space_comes(&mut self, queued: &mut Queued) -> bool {
+        let head = self.log.head().seq;
+        let upto = *queued.short.get_or_insert(head);
+        if self.storage.may_free(upto) {
             self.freed = Some(self.now);
             self.log.want_flush(self.log.head().seq);
         }
@@ -540,6 +543,7 @@ impl Brick {
         }
         let crowded = std::mem::take(&mut self.crowded);
         self.queue.extend(crowded);
+        self.freed = self.freed.filter(|at| now.since(*at) < SPACE_KNOWN);
         let mut late: Vec<(Queued, Fault)> = Vec::new();
         for queued in std::mem::take(&mut self.unstaged) {
             if now.since(queued.since) >= STAGE_WAIT {

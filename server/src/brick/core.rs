@@ -233,6 +233,7 @@ impl Core {
                         uid,
                         reply,
                         since,
+                        short: None,
                     }),
                     None => {
                         let result = Err(Fault::UnknownBrick);

@@ -84,8 +84,8 @@ impl Storage for Store {
         Self::want_checkpoint(self);
     }
 
-    fn frees_soon(&self) -> bool {
-        Self::frees_soon(self)
+    fn may_free(&self, upto: Seq) -> bool {
+        Self::may_free(self, upto)
     }
 
     fn settle(&mut self, now: Mono, extra: Extra<'_>) -> Result<bool, String> {

@@ -38,6 +38,8 @@ pub(super) struct Queued {
     pub(super) reply: CallReply,
     /// When it arrived.
     pub(super) since: Mono,
+    /// The newest entry when there was no space for it first.
+    pub(super) short: Option<Seq>,
 }
 
 /// An answer that waits until its place in the log is committed or flushed.
@@ -97,9 +99,9 @@ pub(super) struct Brick {
     pub(super) held: BTreeMap<(SessionId, u64), Vec<Queued>>,
     /// Changes that wait for a stage.
     pub(super) unstaged: Vec<Queued>,
-    /// Changes for which there is no space until removals have given theirs back.
+    /// Changes for which there is no space until what was logged before them has given some back.
     pub(super) crowded: Vec<Queued>,
-    /// When a removal was last seen that had not given back its space.
+    /// When such an entry was last seen, until this is long ago.
     pub(super) freed: Option<Mono>,
     pub(super) committing: BTreeMap<Seq, Vec<Waiting>>,
     pub(super) flushing: BTreeMap<Seq, Vec<Waiting>>,

@@ -77,8 +77,9 @@ pub trait Storage: LogReader + Send {
     fn poll(&mut self, now: Mono, extra: Extra<'_>) -> Result<(), String>;
     /// Starts a checkpoint now, unless one runs.
     fn want_checkpoint(&mut self);
-    /// Whether removals wait to be applied, which will give back space.
-    fn frees_soon(&self) -> bool;
+    /// Whether entries up to `upto` wait to be applied that may give back space then: removals, and data in the place of
+    /// blocks that a file has.
+    fn may_free(&self, upto: Seq) -> bool;
     /// For an orderly stop, after which nothing is appended: applies what may be applied and has a checkpoint hold it.
     /// True once that is done; call it again until then.
     ///

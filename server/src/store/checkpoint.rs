@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mortar_protocol::env::Mono;
+use mortar_protocol::ids::Seq;
 use parking_lot::Mutex;
 
 use super::{Extra, KEPT, Store, StoreError, recover};
@@ -173,9 +174,12 @@ impl Store {
         }
     }
 
-    /// Whether there are removals that have not given back their space yet.
-    pub fn frees_soon(&self) -> bool {
-        self.held.iter().any(|held| held.frees)
+    /// Whether entries up to `upto` are to be applied that may give back space then: removals, and data in the place of
+    /// blocks that a file has.
+    pub fn may_free(&self, upto: Seq) -> bool {
+        let held = self.held.iter();
+        held.take_while(|held| held.entry.pos.seq <= upto)
+            .any(|held| held.frees)
     }
 
     /// Starts a checkpoint at the next [`Store::poll`], unless one runs.

@@ -106,9 +106,10 @@ impl Store {
         let weight = Pending::weight(&entry);
         let blocks = blocks_needed(&entry);
         self.reserved += blocks;
-        let punches = |effect: &Effect| matches!(effect, Effect::Punch { .. });
+        // Also data may take the place of blocks that a file has: their own come on top until it is applied.
+        let is_record = |effect: &Effect| matches!(effect, Effect::Put { .. } | Effect::Del { .. });
         self.held.push_back(Held {
-            frees: entry.effects.iter().any(punches),
+            frees: !entry.effects.iter().all(is_record),
             entry,
             stages,
             weight,

@@ -139,7 +139,7 @@ struct Held {
     stages: Vec<StageAt>,
     weight: usize,
     blocks: u64,
-    /// Whether it gives blocks back.
+    /// Whether it may give blocks back.
     frees: bool,
 }
 
@@ -153,6 +153,8 @@ pub struct Store {
     pending: Pending,
     held: VecDeque<Held>,
     stages: BTreeMap<StageId, Stage>,
+    /// Stages for which there was no space, and the newest entry then.
+    short: BTreeMap<StageId, Seq>,
     applied: Pos,
     applied_wal: WalPosition,
     announced: Seq,

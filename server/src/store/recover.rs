@@ -231,6 +231,7 @@ impl Store {
             applied: meta.applied,
             applied_wal: meta.wal,
             flushed,
+            short: BTreeMap::new(),
             reserved: 0,
             now: Mono(0),
             checkpoint: None,

@@ -19,6 +19,8 @@ use crate::device::Done;
 
 /// A stage that no entry has attached after this time is given back.
 const STAGE_LIFE: Duration = Duration::from_secs(30);
+/// Most stages that are known to wait for space.
+const SHORT_MAX: usize = 4_096;
 
 /// What is known of a stage.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,7 +64,7 @@ impl Store {
         };
         let need = count + cushion + self.reserved + kept;
         if free_now < need {
-            if free < need && !self.frees_soon() {
+            if free < need && !self.may_wait(id) {
                 return done(Err(full()));
             }
             tracing::debug!(free, free_now, need, "bulk data waits for a checkpoint");
@@ -73,7 +75,7 @@ impl Store {
         }
         if !self.have_ready(count + self.reserved) {
             let kept = self.alloc.lock().kept() > 0;
-            if kept || self.is_returning() || self.frees_soon() {
+            if kept || self.is_returning() || self.may_wait(id) {
                 if !self.is_returning() {
                     self.want_blocks();
                 }
@@ -103,6 +105,7 @@ impl Store {
             since: self.now,
         };
         self.stages.insert(id, stage);
+        self.short.remove(&id);
         let state = Arc::new(Mutex::new((runs.len(), None::<io::Error>, Some(done))));
         let mut from = 0;
         for run in runs {
@@ -133,6 +136,21 @@ impl Store {
                 .start_write(at, data.slice(from..from + bytes), finished);
             from += bytes;
         }
+    }
+
+    /// Whether a stage without space may find some later: it is refused once everything is applied that was logged
+    /// before it came first. What comes meanwhile does not count, else it might wait for ever.
+    fn may_wait(&mut self, id: StageId) -> bool {
+        if self.short.len() >= SHORT_MAX {
+            self.short.clear();
+        }
+        let head = self.head().seq;
+        let upto = *self.short.entry(id).or_insert(head);
+        let waits = self.may_free(upto);
+        if !waits {
+            self.short.remove(&id);
+        }
+        waits
     }
 
     /// What is known of a stage that is held and written.
@@ -228,6 +246,7 @@ impl Store {
 
     /// Gives back all stages of a session that no entry attaches.
     pub fn drop_stages(&mut self, session: SessionId) {
+        self.short.retain(|id, _| id.session != session);
         self.drop_unattached(|id, _| id.session == session);
     }
 

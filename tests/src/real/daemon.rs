@@ -305,6 +305,12 @@ impl Drop for Daemon {
             for line in tail.iter().rev() {
                 eprintln!("{line}");
             }
+            if let Ok(log) = std::fs::read(self.dir().join("mount.log")) {
+                eprintln!(
+                    "--- end of the mounts' log ---\n{}",
+                    super::tool::tail(&log)
+                );
+            }
         }
     }
 }

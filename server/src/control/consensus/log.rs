@@ -26,8 +26,9 @@ use super::{LogId, SnapshotMeta, StorageError, Types, Vote, sane};
 use crate::control::sessions::Given;
 use crate::control::store::ControlError;
 
-/// Version of the records in the file. 1 was a log without consensus, 2 counted the sessions of each volume.
-const FORMAT: u64 = 3;
+/// Version of the records in the file. 1 was a log without consensus, 2 counted the sessions of each volume; in the
+/// volumes of 3, shards lie elsewhere.
+const FORMAT: u64 = 4;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");

@@ -150,6 +150,16 @@ impl Rig {
         self.append(vec![write], vec![7; len as usize].into());
     }
 
+    fn reserve(&mut self, n: u64, len: u64) {
+        let reserve = Effect::Reserve {
+            object: object(n),
+            offset: 0,
+            len,
+            zero: false,
+        };
+        self.append(vec![reserve], Bytes::new());
+    }
+
     fn punch(&mut self, n: u64, offset: u64, len: u64) {
         let object = object(n);
         let punch = Effect::Punch {
@@ -354,4 +364,54 @@ fn bulk_data_waits_for_what_a_removal_before_it_gives_back() {
     assert!(rig.write_staged(written / 64 + 1, 0, MIB).is_err());
     rig.punch(0, 0, 8 * MIB);
     rig.write_staged(written / 64 + 1, 0, MIB).unwrap();
+}
+
+#[test]
+fn bulk_data_in_the_place_of_what_a_file_has_waits_rather_than_being_refused() {
+    for host_left in [None, Some(1 << 40)] {
+        let mut rig = Rig::new(host_left);
+        let granted = rig.store.space().free / MIB * 3 / 4;
+        for n in 0..granted.div_ceil(64) {
+            rig.reserve(n, 64.min(granted - n * 64) * MIB);
+            rig.checkpoint();
+        }
+        // Faster than it is applied: more than is free beside it, twice.
+        for n in (0..granted).chain(0..granted) {
+            rig.write_staged(n / 64, n % 64 * MIB, MIB).unwrap();
+        }
+        rig.checkpoint();
+        rig.checkpoint();
+        // What is new is refused as ever, at once if nothing waits, else when it has been applied.
+        let most = rig.store.space().free / MIB + 2;
+        let refused = (0..most).find(|n| rig.write_staged(10, n * MIB, MIB).is_err());
+        assert!(refused.is_some());
+    }
+}
+
+#[test]
+fn what_comes_later_does_not_keep_bulk_data_waiting() {
+    let mut rig = Rig::new(None);
+    rig.fill();
+    rig.checkpoint();
+    let id = |number| StageId {
+        session: SessionId(2),
+        number,
+    };
+    let mut tries = Vec::new();
+    for _ in 0..4 {
+        // Others go on overwriting what they have.
+        rig.write_inline(0, 0, 4_096);
+        let result = Arc::new(Mutex::new(None));
+        let told = result.clone();
+        let data = Bytes::from(vec![1; 8 * MIB as usize]);
+        let done = Box::new(move |result: io::Result<()>| *told.lock() = Some(result));
+        rig.store.stage(id(1), data, done);
+        let error = result.lock().take().unwrap().unwrap_err();
+        tries.push(error.kind());
+        rig.store.announce(rig.store.head().seq);
+        rig.tick();
+    }
+    let full = io::ErrorKind::StorageFull;
+    let waits = io::ErrorKind::WouldBlock;
+    assert_eq!(tries, [waits, full, waits, full]);
 }
