@@ -101,7 +101,8 @@ pub struct NodeHealth {
     pub cluster: ClusterId,
     /// What it says of itself. Its clock is told as milliseconds since 1970.
     pub told: NodeTold,
-    /// Its bricks of started volumes.
+    /// Its bricks of started volumes; also those of other nodes of which its own bricks found out why they cannot be in
+    /// their sets, with their runs.
     pub bricks: Vec<(BrickId, BrickHealth)>,
 }
 

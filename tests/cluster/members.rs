@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::Duration;
 
 use mortar_tests::real::{Cluster, Net, tool};
 use serde_json::Value;
@@ -217,4 +218,60 @@ fn a_node_may_change_its_address(net: Net) {
             .ok(1, &["volume", "info", "vol"])
             .contains(&format!("{old}:/"))
     );
+}
+
+/// All machines of a cluster got other addresses, and no node can tell another one its own.
+#[test]
+fn nodes_that_have_all_moved_find_each_other_by_their_names() {
+    const NAMES: [&str; 3] = ["first", "second", "third.example"];
+    let dir = tempfile::TempDir::with_prefix("mortar-hosts-").expect("temporary directory");
+    let file = dir.path().join("hosts");
+    let hosts = |addrs: [String; 3]| {
+        let lines = addrs.iter().zip(NAMES);
+        let text: String = lines.map(|(ip, name)| format!("{ip} {name}\n")).collect();
+        fs::write(&file, text).expect("hosts");
+    };
+    let mut cluster = Cluster::prepared(Net::Loopback, 3, |places| {
+        places.set_hosts(file.clone());
+        hosts([1, 2, 3].map(|n| places.addr(n).ip().to_string()));
+    });
+    let port = cluster.places().addr(1).port();
+    for name in &NAMES[1..] {
+        cluster.ok(1, &["peer", "probe", &format!("{name}:{port}")]);
+    }
+    cluster.wait_joined();
+    let bricks = [1, 2, 3].map(|n| {
+        let (name, dir) = (NAMES[usize::from(n) - 1], cluster.dir(n).join("brick"));
+        format!("{name}:{}", dir.display())
+    });
+    let mut words = vec!["volume", "create", "vol", "replica", "3"];
+    words.extend(bricks.iter().map(String::as_str));
+    words.extend(["--brick-size", "256M", "force"]);
+    cluster.ok(2, &words);
+    cluster.ok(3, &["volume", "start", "vol"]);
+    let servers = NAMES.map(|name| format!("{name}:{port}"));
+    let mount = cluster.mount(&servers, "vol");
+    fs::write(mount.join("before"), "before").expect("write");
+
+    for n in 1..=3 {
+        cluster.kill(n);
+    }
+    for n in 1..=3 {
+        cluster.move_to(n, n + 10);
+    }
+    hosts([1, 2, 3].map(|n| cluster.host(n)));
+    for n in 1..=3 {
+        cluster.start(n);
+    }
+    cluster.wait_joined();
+    for n in 1..=3 {
+        let status = cluster.ok(n, &["volume", "status", "vol"]);
+        assert_eq!(status.matches(" Y ").count(), 3, "{status}");
+    }
+    // The mount knows servers by name only, too.
+    let read = tool::wait_for("the mount", SOON, || fs::read(mount.join("before")).ok());
+    assert_eq!(read, b"before");
+    cluster.wait_whole(1, Duration::from_secs(20));
+    fs::write(mount.join("after"), "after").expect("write");
+    assert_eq!(fs::read(mount.join("after")).expect("read"), b"after");
 }

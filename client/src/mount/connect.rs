@@ -27,6 +27,7 @@ pub(super) async fn connect(
     name: String,
     env: Arc<dyn Env>,
 ) -> Result<Volume, String> {
+    let (names, blocking) = (servers.clone(), runtime.clone());
     let looked_up = tokio::task::spawn_blocking(move || {
         let addrs = resolve(&servers)?;
         let enrolment = credentials::enrol(&addrs).map_err(|error| error.to_string())?;
@@ -36,7 +37,13 @@ pub(super) async fn connect(
     let transport =
         QuicTransport::new(&enrolment.credentials, &runtime).map_err(|error| error.to_string())?;
     let reached = Volume::reach(env, Arc::new(transport), &addrs, &name).await;
-    reached.map_err(|error| error.to_string())
+    let volume = reached.map_err(|error| error.to_string())?;
+    volume.set_resolve(Arc::new(move || {
+        let names = names.clone();
+        let found = blocking.spawn_blocking(move || resolve(&names).unwrap_or_default());
+        Box::pin(async move { found.await.unwrap_or_default() })
+    }));
+    Ok(volume)
 }
 
 fn resolve(servers: &[String]) -> Result<Vec<SocketAddr>, String> {

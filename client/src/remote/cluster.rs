@@ -16,6 +16,7 @@ use mortar_protocol::watch::Watch;
 use parking_lot::RwLock;
 
 use super::hub::{Hub, Service};
+use super::servers::Resolve;
 use super::set::Set;
 
 /// A long poll is given up after this; the server answers after 10 s.
@@ -145,6 +146,11 @@ impl Cluster {
     /// Says who is told of what goes wrong outside of any operation.
     pub(crate) fn set_watch(&self, watch: Arc<Watch>) {
         self.hub.set_watch(watch);
+    }
+
+    /// Says how the names of the servers are resolved when none of them answers.
+    pub(crate) fn set_resolve(&self, resolve: Resolve) {
+        self.hub.set_resolve(resolve);
     }
 
     /// The volume's record.

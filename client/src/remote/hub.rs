@@ -20,6 +20,7 @@ use mortar_protocol::watch::{Failure, Op, Watch, current, fails_because};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
+use super::servers::{Resolve, Servers};
 use super::within;
 
 /// Time for one management request at one server, unless it is a long poll.
@@ -80,8 +81,10 @@ pub(crate) struct Hub {
     pub(crate) transport: Arc<dyn Transport>,
     /// Name of the volume.
     pub(crate) name: String,
-    servers: Vec<SocketAddr>,
+    servers: Arc<Servers>,
     nodes: RwLock<BTreeMap<NodeId, Arc<[SocketAddr]>>>,
+    /// Rounds over all servers in which none answered.
+    in_vain: AtomicUsize,
     session: AtomicU64,
     session_turn: tokio::sync::Mutex<()>,
     /// Somebody needs newer views than are known.
@@ -115,8 +118,9 @@ impl Hub {
             env,
             transport,
             name,
-            servers,
+            servers: Servers::new(servers),
             nodes: RwLock::default(),
+            in_vain: AtomicUsize::new(0),
             session: AtomicU64::new(0),
             session_turn: tokio::sync::Mutex::default(),
             poked: Notify::new(),
@@ -137,6 +141,11 @@ impl Hub {
     /// Says who is told of what goes wrong outside of any operation; the first stays.
     pub(crate) fn set_watch(&self, watch: Arc<Watch>) {
         let _ = self.watch.set(watch);
+    }
+
+    /// Says how the names of the servers are resolved when none of them answers; the first stays.
+    pub(crate) fn set_resolve(&self, resolve: Resolve) {
+        self.servers.set_resolve(resolve);
     }
 
     /// Something went wrong around an inode that nobody is told of, as it can go on.
@@ -328,7 +337,10 @@ impl Hub {
         let until = self.env.now().after(limit);
         loop {
             match self.ask_everybody(&frame, until, each).await {
-                Err(Lost::NotSent | Lost::Unknown) => {}
+                Err(Lost::NotSent | Lost::Unknown) => {
+                    self.in_vain.fetch_add(1, Ordering::Relaxed);
+                    self.servers.look_up(&self.env);
+                }
                 done => return done,
             }
             if self.env.now().after(ROUND) >= until {
@@ -385,14 +397,17 @@ impl Hub {
         }
     }
 
-    /// Known nodes, then the servers named by the caller.
+    /// Known nodes, then the servers named by the caller; after a round in vain, others come first: silent ones must not
+    /// keep them from being asked.
     fn everybody(&self) -> Vec<(NodeId, Arc<[SocketAddr]>)> {
         let nodes = self.nodes.read();
         let known = nodes.iter().map(|(node, addrs)| (*node, addrs.clone()));
-        let named = self
-            .servers
-            .iter()
-            .map(|addr| (NodeId(0), Arc::from([*addr])));
-        known.chain(named).collect()
+        let named = self.servers.addrs().into_iter();
+        let named = named.map(|addr| (NodeId(0), Arc::from([addr])));
+        let mut all: Vec<_> = known.chain(named).collect();
+        let first = self.in_vain.load(Ordering::Relaxed) * AT_ONCE;
+        let len = all.len().max(1);
+        all.rotate_left(first % len);
+        all
     }
 }

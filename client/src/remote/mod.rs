@@ -16,6 +16,7 @@ mod numbers;
 mod renew;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod servers;
 mod session;
 mod set;
 #[cfg(test)]
@@ -28,6 +29,7 @@ mod tries;
 pub use cluster::{Cluster, ConnectError, OpenCheck};
 pub use marks::{Marks, Told};
 pub use renew::{LockLoss, Renewal};
+pub use servers::Resolve;
 pub use set::{Answered, How, Set, SetState};
 pub use stage::Piece;
 

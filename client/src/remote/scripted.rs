@@ -96,6 +96,8 @@ pub(crate) struct Scripted {
     pub(crate) record: Mutex<Option<(VolumeId, VolumeState)>>,
     /// Nothing is answered, not even by the control plane.
     pub(crate) dark: Mutex<bool>,
+    /// Where all nodes are, and nowhere else.
+    pub(crate) moved: Mutex<Option<SocketAddr>>,
 }
 
 /// A view of set `index` with its bricks on nodes 1, 1 and 2.
@@ -137,6 +139,7 @@ impl Scripted {
             stage_result: Mutex::new(Ok(())),
             record: Mutex::new(Some((VolumeId(7), VolumeState::Started))),
             dark: Mutex::new(false),
+            moved: Mutex::default(),
         })
     }
 
@@ -182,10 +185,8 @@ impl Scripted {
                     views: self.views.lock().iter().cloned().map(Some).collect(),
                     nodes: [1, 2]
                         .map(|node| {
-                            (
-                                NodeId(node),
-                                vec![SocketAddr::from(([127, 0, 0, 1], node as u16))],
-                            )
+                            let first = SocketAddr::from(([127, 0, 0, 1], node as u16));
+                            (NodeId(node), vec![self.moved.lock().unwrap_or(first)])
                         })
                         .to_vec(),
                     version: version + 1,
@@ -203,13 +204,14 @@ impl Transport for Scripted {
     fn call(
         &self,
         node: NodeId,
-        _addrs: &[SocketAddr],
+        addrs: &[SocketAddr],
         frame: Frame,
     ) -> BoxFuture<'static, Result<Frame, Lost>> {
         let request: Request = frame.message().expect("a request");
         let reply = |frame: Frame| -> BoxFuture<'static, _> { Box::pin(async { Ok(frame) }) };
         let hang = || -> BoxFuture<'static, _> { Box::pin(std::future::pending()) };
-        if *self.dark.lock() {
+        let moved = *self.moved.lock();
+        if *self.dark.lock() || moved.is_some_and(|at| !addrs.contains(&at)) {
             return hang();
         }
         match request {

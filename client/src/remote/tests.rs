@@ -1,9 +1,11 @@
 //! What a set does with lost answers, other views, ended sessions and servers that do not answer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use mortar_protocol::admin::AdminRequest;
 use mortar_protocol::env::Env;
 use mortar_protocol::error::{Errno, Fault};
 use mortar_protocol::fop::{
@@ -16,6 +18,7 @@ use mortar_protocol::transport::Lost;
 use mortar_protocol::view::VolumeState;
 use parking_lot::Mutex;
 
+use super::hub::Hub;
 use super::scripted::{Act, Scripted, TestEnv, view};
 use super::{Cluster, How, Piece, Set};
 
@@ -555,4 +558,58 @@ async fn calls_of_a_stopped_or_deleted_volume_end_at_once_until_it_is_started_ag
         "{refused:?}"
     );
     assert_eq!(cluster.volume().id, own);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_that_have_moved_are_found_by_their_names() {
+    let (servers, cluster, env, log) = cluster(|_| changed()).await;
+    let set = cluster.set(SetIndex(0));
+    let elsewhere: SocketAddr = "10.0.0.9:24007".parse().unwrap();
+    let asked = Arc::new(Mutex::new(0));
+    let count = asked.clone();
+    cluster.set_resolve(Arc::new(move || {
+        *count.lock() += 1;
+        // The first answers come from before the change.
+        let found = if *count.lock() < 3 {
+            Vec::new()
+        } else {
+            vec![elsewhere]
+        };
+        Box::pin(async move { found })
+    }));
+    make(&set).await.unwrap();
+    assert_eq!(*asked.lock(), 0);
+    *servers.moved.lock() = Some(elsewhere);
+    let start = env.now();
+    make(&set).await.unwrap();
+    let took = env.now().since(start);
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    assert_eq!(changes(&log).len(), 2);
+    // Once they are found the names are left alone.
+    let before = *asked.lock();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    make(&set).await.unwrap();
+    assert_eq!(*asked.lock(), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_servers_do_not_keep_others_from_being_asked() {
+    let servers = Scripted::new(1, |_, _| Act::Reply(Reply::Done));
+    let there: SocketAddr = "127.0.0.1:9".parse().unwrap();
+    *servers.moved.lock() = Some(there);
+    let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let listed: Vec<SocketAddr> = (1..=9).map(at).collect();
+    let env = TestEnv::start();
+    let hub = Hub::new(env.clone(), servers, listed, "vol".to_owned());
+    let request = AdminRequest::Layout {
+        volume: "vol".to_owned(),
+        newer_than: 0,
+    };
+    let time = Duration::from_secs(2);
+    // Each call has time for one round only.
+    let mut tries = 1;
+    while hub.admin(&request, time, time).await.is_err() {
+        tries += 1;
+    }
+    assert_eq!(tries, 3);
 }

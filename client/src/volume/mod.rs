@@ -183,6 +183,11 @@ impl Volume {
         self.0.cluster.close().await;
     }
 
+    /// Says how the names of the servers are resolved, should no server answer any more.
+    pub(crate) fn set_resolve(&self, resolve: Resolve) {
+        self.0.cluster.set_resolve(resolve);
+    }
+
     /// The volume's record as last heard of.
     pub fn info(&self) -> Arc<VolumeInfo> {
         self.0.cluster.volume()

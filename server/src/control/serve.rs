@@ -168,15 +168,21 @@ impl Served {
     fn health(&self) -> NodeHealth {
         let state = self.control.state();
         let own = self.control.consensus().map(|part| part.own());
-        let mut bricks = Vec::new();
+        let (mut bricks, mut others) = (Vec::new(), Vec::new());
         let mut space = (0, 0);
         for volume in state.volumes.values() {
             if volume.info.state != VolumeState::Started {
                 continue;
             }
-            let sets = volume.info.sets.iter().flatten();
-            for brick in sets.filter(|brick| Some(brick.node) == own) {
-                bricks.push(brick.id);
+            for brick in volume.info.sets.iter().flatten() {
+                if Some(brick.node) == own {
+                    bricks.push(brick.id);
+                    continue;
+                }
+                let known = self.host.health(brick.id);
+                if !known.reason.is_empty() {
+                    others.push((brick.id, known));
+                }
             }
         }
         // Bricks of a volume that was just stopped are on their way out and count until they are.
@@ -184,10 +190,11 @@ impl Served {
         bricks.extend(open.iter().copied());
         bricks.sort_unstable();
         bricks.dedup();
-        let bricks: Vec<_> = bricks
+        let mut bricks: Vec<_> = bricks
             .into_iter()
             .map(|brick: BrickId| (brick, self.host.health(brick)))
             .collect();
+        bricks.append(&mut others);
         for (_, health) in &bricks {
             if let Some(own) = &health.space {
                 space.0 += own.total;

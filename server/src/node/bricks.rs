@@ -115,7 +115,7 @@ pub struct Bricks {
     open: RwLock<BTreeMap<BrickId, OpenBrick>>,
     failed: Mutex<BTreeMap<BrickId, String>>,
     /// Runs of other nodes' bricks that cannot be in their sets, as the primaries here say.
-    left_out: Mutex<BTreeMap<BrickId, RunId>>,
+    left_out: Mutex<BTreeMap<BrickId, (RunId, &'static str)>>,
     reports: mpsc::UnboundedSender<FromBrick>,
     changed: watch::Sender<u64>,
     other_nodes: ToOtherNodes,
@@ -381,7 +381,7 @@ impl Bricks {
         let news = match self.open.write().get_mut(&brick) {
             Some(open) if open.run == run => open.left_out.replace(why) != Some(why),
             Some(_) => false,
-            None => self.left_out.lock().insert(brick, run) != Some(run),
+            None => self.left_out.lock().insert(brick, (run, why)) != Some((run, why)),
         };
         if news {
             tracing::error!(%brick, "stays out of its set: {why}");
@@ -533,16 +533,20 @@ impl BrickHost for Host {
                 },
                 space: Some(open.gauge.get()),
             },
-            None => BrickHealth {
-                reason: self
-                    .0
-                    .failed
-                    .lock()
-                    .get(&brick)
-                    .cloned()
-                    .unwrap_or_default(),
-                ..BrickHealth::default()
-            },
+            None => {
+                let failed = self.0.failed.lock().get(&brick).cloned();
+                let known = self.0.left_out.lock().get(&brick).copied();
+                let (run, reason) = match (failed, known) {
+                    (Some(why), _) => (None, why),
+                    (None, Some((run, why))) => (Some(run), why.to_owned()),
+                    (None, None) => (None, String::new()),
+                };
+                BrickHealth {
+                    run,
+                    reason,
+                    ..BrickHealth::default()
+                }
+            }
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod enrolment;
 pub mod gate;
 pub mod leading;
 pub mod log;
+pub mod names;
 pub mod peers;
 pub mod service;
 pub mod stores;

@@ -4,7 +4,7 @@
 //! other.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::away::Away;
+use super::names::{self, Names};
 use crate::control::consensus::Wire;
 use crate::control::hosts;
 use crate::control::leader::Orders;
@@ -62,6 +63,7 @@ pub struct Peers {
     on_the_way: Mutex<BTreeMap<NodeId, Arc<AtomicUsize>>>,
     heard: Mutex<BTreeMap<NodeId, Mono>>,
     away: Mutex<Away>,
+    names: Mutex<Names>,
     begun: Mono,
 }
 
@@ -98,6 +100,7 @@ impl Peers {
             on_the_way: Mutex::default(),
             heard: Mutex::default(),
             away: Mutex::default(),
+            names: Mutex::default(),
             begun: mono_now(),
         })
     }
@@ -118,7 +121,13 @@ impl Peers {
         let record = state.as_ref().and_then(|state| state.nodes.get(&node));
         let known = record.map(|record| record.addrs.clone());
         let known = known.or_else(|| self.first_known.get(&node).cloned());
-        hosts::outside(&known.unwrap_or_default())
+        let mut addrs = hosts::outside(&known.unwrap_or_default());
+        for addr in self.names.lock().addrs(node) {
+            if !addrs.contains(addr) {
+                addrs.push(*addr);
+            }
+        }
+        addrs
     }
 
     /// How long a node has not answered.
@@ -136,10 +145,30 @@ impl Peers {
         }
     }
 
-    fn not_heard(&self, node: NodeId) {
+    fn not_heard(self: &Arc<Self>, node: NodeId) {
+        self.look_up(node);
         if self.away.lock().unanswered(node, mono_now()) {
             tracing::warn!(%node, "node {} does not answer", self.name(node));
         }
+    }
+
+    /// Has the names of a node resolved again that does not answer.
+    fn look_up(self: &Arc<Self>, node: NodeId) {
+        let Some(state) = self.state() else { return };
+        if !self.names.lock().is_due(node, mono_now()) {
+            return;
+        }
+        let (names, port) = names::names_of(&state, node);
+        let peers = Arc::clone(self);
+        tokio::task::spawn_blocking(move || {
+            let found = names.iter().flat_map(|name| names::resolve(name));
+            let addrs: Vec<SocketAddr> = found.map(|ip| (ip, port).into()).collect();
+            let known = peers.addrs(node);
+            let new = addrs.iter().any(|addr| !known.contains(addr));
+            if peers.names.lock().found(node, addrs.clone()) && new {
+                tracing::info!(%node, ?names, ?addrs, "node {} has other addresses by its names", peers.name(node));
+            }
+        });
     }
 
     /// What people call a node.
@@ -270,10 +299,7 @@ impl Nodes for Ways {
         Box::pin(async move {
             let asked = tokio::task::spawn_blocking(move || {
                 let own = rustix::system::uname();
-                let found = (host.as_str(), 0u16).to_socket_addrs();
-                let mut addrs: Vec<IpAddr> = found
-                    .map(|addrs| addrs.map(|addr| addr.ip()).collect())
-                    .unwrap_or_default();
+                let mut addrs = names::resolve(&host);
                 if addrs.is_empty() && own.nodename().to_bytes() == host.as_bytes() {
                     addrs.push(IpAddr::from([127, 0, 0, 1]));
                 }

@@ -4,7 +4,9 @@
 //! changes. They end with the launcher of the cluster (see `cluster`), whatever becomes of the test.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::daemon::free_port;
@@ -42,6 +44,8 @@ pub struct Places {
     subnet: [u8; 3],
     port: u16,
     count: u8,
+    /// What all places look names up in, in the form of /etc/hosts.
+    hosts: OnceLock<PathBuf>,
 }
 
 /// Numbers the clusters of this process.
@@ -58,6 +62,7 @@ impl Places {
             subnet: [127, 0, 0],
             port: free_port(),
             count,
+            hosts: OnceLock::new(),
         };
         match net {
             Net::Loopback => {
@@ -79,6 +84,11 @@ impl Places {
         self.net
     }
 
+    /// Has all places look names up in a file in the form of /etc/hosts, which may change.
+    pub fn set_hosts(&self, file: PathBuf) {
+        assert!(self.hosts.set(file).is_ok(), "once");
+    }
+
     /// Address of the place `n`, counted from 1. Those above the number of nodes have nobody.
     pub fn addr(&self, n: u8) -> SocketAddr {
         SocketAddr::new(self.ip(n), self.port)
@@ -91,13 +101,18 @@ impl Places {
 
     /// Words of a shell before those of a command at place `n`; 0 is the one of commands and mounts.
     pub fn words_at(&self, n: u8) -> Vec<String> {
-        match self.net {
+        let mut words: Vec<String> = match self.net {
             Net::Loopback => vec![],
             // Not `ip netns exec`: in its mount namespace a mount would be seen by nobody else.
             Net::Namespaces => {
                 vec!["nsenter".into(), format!("--net={}", self.file(n))]
             }
+        };
+        if let Some(file) = self.hosts.get() {
+            words.extend(["env", "LD_PRELOAD=libnss_wrapper.so"].map(String::from));
+            words.push(format!("NSS_WRAPPER_HOSTS={}", file.display()));
         }
+        words
     }
 
     /// A command at place `n`; 0 is the one of commands and mounts.

@@ -9,7 +9,7 @@ use mortar_protocol::admin::{
     PeerInfo, PeerState, Role,
 };
 use mortar_protocol::fop::Fop;
-use mortar_protocol::ids::{BrickId, NodeId, SetIndex};
+use mortar_protocol::ids::{BrickId, NodeId, RunId, SetIndex};
 use mortar_protocol::node::{BrickHealth, NodeHealth, NodeReply, NodeRequest};
 use mortar_protocol::view::{BrickInfo, VolumeState};
 use mortar_protocol::watch::{Sum, named};
@@ -227,6 +227,16 @@ fn brick_health(told: &Told, brick: &BrickInfo) -> BrickHealth {
     }
 }
 
+/// Why this run of a brick cannot be in its set, as far as other members found out.
+fn known_elsewhere<'a>(told: &'a Told, brick: &BrickInfo, run: Option<RunId>) -> Option<&'a str> {
+    let others = told.iter().filter(|(node, _)| *node != brick.node);
+    let mut heard = others.flat_map(|(_, node)| node.iter().flat_map(|node| &node.bricks));
+    let is_meant = |(id, health): &&(BrickId, BrickHealth)| {
+        *id == brick.id && health.run == run && !health.reason.is_empty()
+    };
+    heard.find(is_meant).map(|(_, health)| &health.reason[..])
+}
+
 /// How a brick is doing, whether it is in its set, and why not.
 fn stands(
     brick: &BrickInfo,
@@ -249,7 +259,9 @@ fn stands(
         (_, true, true) => String::new(),
         ("", false, _) => "not open".to_owned(),
         ("", true, false) if !opened() => "its set waits for members".to_owned(),
-        ("", true, false) => "joining its set".to_owned(),
+        ("", true, false) => known_elsewhere(told, brick, health.run)
+            .unwrap_or("joining its set")
+            .to_owned(),
         (reason, ..) => reason.to_owned(),
     };
     (health, in_sync, reason)
@@ -294,5 +306,85 @@ fn role(standing: &Standing, node: NodeId) -> Role {
         Role::Learner
     } else {
         Role::Outside
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mortar_protocol::admin::NodeTold;
+    use mortar_protocol::ids::{ClusterId, Epoch, Opening, SetId, VolumeId};
+    use mortar_protocol::view::{Member, View};
+
+    use super::*;
+
+    fn node(bricks: Vec<(BrickId, BrickHealth)>) -> Option<NodeHealth> {
+        Some(NodeHealth {
+            cluster: ClusterId(1),
+            told: NodeTold {
+                version: "1".to_owned(),
+                pid: 1,
+                clock_ms: 0,
+                uptime_secs: 1,
+                applied: 1,
+                bricks: 1,
+                space: (0, 0),
+            },
+            bricks,
+        })
+    }
+
+    #[test]
+    fn what_a_primary_found_out_about_another_nodes_brick_is_shown() {
+        let brick = |n: u128| BrickInfo {
+            id: BrickId(n),
+            node: NodeId(n),
+            host: format!("host{n}"),
+            path: "/brick".to_owned(),
+        };
+        let set = [brick(1), brick(2)];
+        let member = Member {
+            brick: BrickId(1),
+            node: NodeId(1),
+            run: RunId(10),
+            keeps_data: true,
+        };
+        let view = View {
+            set: SetId {
+                volume: VolumeId(7),
+                index: SetIndex(0),
+            },
+            epoch: Epoch(3),
+            primary: BrickId(1),
+            members: vec![member],
+            absent: vec![BrickId(2)],
+            opening: Opening(1),
+            effective: true,
+        };
+        let views = SetViews {
+            current: Some(view),
+            effective: None,
+        };
+        let online = |run| BrickHealth {
+            online: true,
+            run: Some(RunId(run)),
+            ..BrickHealth::default()
+        };
+        let lags = |run| BrickHealth {
+            run: Some(RunId(run)),
+            reason: "it lags".to_owned(),
+            ..BrickHealth::default()
+        };
+        let reason = |first: Vec<(BrickId, BrickHealth)>| {
+            let first = [vec![(BrickId(1), online(10))], first].concat();
+            let told = vec![
+                (NodeId(1), node(first)),
+                (NodeId(2), node(vec![(BrickId(2), online(20))])),
+            ];
+            stands(&set[1], &set, &views, &told).2
+        };
+        assert_eq!(reason(Vec::new()), "joining its set");
+        assert_eq!(reason(vec![(BrickId(2), lags(20))]), "it lags");
+        // Said of an earlier run.
+        assert_eq!(reason(vec![(BrickId(2), lags(19))]), "joining its set");
     }
 }
