@@ -187,6 +187,7 @@ fn space_of_very_many_files_comes_back_to_the_block() {
 
 /// Also where a client that has been idle is the one to give back what lies on other sets.
 #[test]
+#[allow(clippy::disallowed_methods)] // real processes need the real clock
 fn space_of_a_file_over_several_sets_comes_back_at_once() {
     let daemon = Daemon::with_volume(Kind::Distribute(3), "256M");
     let mount = Mount::new(&daemon, "vol");

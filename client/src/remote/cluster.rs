@@ -346,6 +346,8 @@ async fn ask_layout(
 
 /// Follows the volume's record and views; looks at once when somebody needs newer ones.
 async fn watch(cluster: Weak<Cluster>, hub: Arc<Hub>) {
+    // While nobody answers, servers are looked for rather than waited for.
+    let mut silent = false;
     loop {
         let Some(version) = cluster
             .upgrade()
@@ -356,7 +358,11 @@ async fn watch(cluster: Weak<Cluster>, hub: Arc<Hub>) {
         if hub.is_closed() {
             return;
         }
-        let poll = std::pin::pin!(ask_layout(&hub, version, LONG_POLL));
+        let (newer_than, limit) = match silent {
+            true => (0, LOOK),
+            false => (version, LONG_POLL),
+        };
+        let poll = std::pin::pin!(ask_layout(&hub, newer_than, limit));
         let poked = std::pin::pin!(hub.poked.notified());
         let layout = match select(poll, poked).await {
             Either::Left((layout, _)) => layout,
@@ -365,6 +371,7 @@ async fn watch(cluster: Weak<Cluster>, hub: Arc<Hub>) {
         let Some(cluster) = cluster.upgrade() else {
             return;
         };
+        silent = layout.is_err();
         let pause = match layout {
             Ok(Ok(layout)) => {
                 cluster.apply(layout);

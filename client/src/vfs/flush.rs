@@ -65,20 +65,14 @@ impl<B: Backend> Core<B> {
 
     /// Makes sure that a task is sending the inode's batches, if there are any.
     pub(super) fn pump(self: &Arc<Self>, node: &Arc<Node>) {
-        let ahead = {
-            let mut state = node.state.lock();
-            if state.sent.is_empty() {
-                return;
-            }
-            state.to_send_ahead()
-        };
-        for (number, batch) in ahead {
-            if let Some(sent) = self.backend.send_ahead(node.id, &batch.operations().0) {
-                node.state.lock().sent_ahead(number, sent);
-            }
-        }
         {
             let mut state = node.state.lock();
+            // Under the lock: a batch whose turn comes meanwhile would be sent a second time, under other names.
+            for (number, batch) in state.to_send_ahead() {
+                if let Some(sent) = self.backend.send_ahead(node.id, &batch.operations().0) {
+                    state.sent_ahead(number, sent);
+                }
+            }
             if state.pumping || state.sent.is_empty() {
                 return;
             }

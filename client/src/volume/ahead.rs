@@ -50,8 +50,8 @@ impl Drop for KeptAhead {
 }
 
 impl Ahead {
-    /// The names under which all bulk data of an entry was sent ahead, if it was and has arrived.
-    pub(super) async fn take(&self, planned: &[Planned]) -> Option<Vec<Piece>> {
+    /// The names under which all bulk data of an entry was sent ahead, if it was, and whether it has arrived.
+    pub(super) async fn take(&self, planned: &[Planned]) -> Option<(Vec<Piece>, bool)> {
         let (mut pieces, mut waits): (Vec<Piece>, Vec<Arriving>) = (Vec::new(), Vec::new());
         {
             let sent = self.sent.lock();
@@ -71,12 +71,11 @@ impl Ahead {
                 waits.push(found.arriving.clone());
             }
         }
+        let mut arrived = true;
         for arriving in waits {
-            if !arriving.await {
-                return None;
-            }
+            arrived &= arriving.await;
         }
-        (!pieces.is_empty()).then_some(pieces)
+        (!pieces.is_empty()).then_some((pieces, arrived))
     }
 }
 

@@ -486,7 +486,8 @@ impl Volume {
     ) -> Result<(), Fault> {
         let id = order.id;
         let (mut pieces, mut sent) = match self.0.ahead.take(planned).await {
-            Some(pieces) => (pieces, true),
+            // Under the same names in any case: what has arrived of it would keep its space for a while.
+            Some(sent) => sent,
             None => {
                 let pieces = name_pieces(set, planned);
                 let none = pieces.is_empty();

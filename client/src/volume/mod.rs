@@ -57,7 +57,7 @@ use mortar_protocol::view::VolumeInfo;
 use mortar_protocol::watch::Watch;
 use parking_lot::RwLock;
 
-use crate::remote::{Cluster, Set, SetState, within};
+use crate::remote::{Cluster, Resolve, Set, SetState, within};
 use ahead::Ahead;
 use call::Finishing;
 use files::Files;
