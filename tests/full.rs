@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use mortar_tests::real::{Daemon, Mount, tool};
+use mortar_tests::real::{Daemon, Kind, Mount, tool};
 
 const MIB: usize = 1 << 20;
 
@@ -14,12 +14,16 @@ struct Host(PathBuf);
 
 impl Host {
     fn new(daemon: &Daemon, size: &str) -> Self {
-        let dir = daemon.dir().join("host");
+        Self::on(daemon.dir().join("host"), size)
+    }
+
+    /// On a new directory.
+    fn on(dir: PathBuf, size: &str) -> Self {
         fs::create_dir(&dir).expect("mkdir");
         let path = dir.to_str().expect("text");
-        let size = format!("size={size}");
-        let args = ["-t", "tmpfs", "-o", &size, "tmpfs", path];
-        tool::run_in(daemon.dir(), "mount", &args);
+        let options = format!("mode=0700,size={size}");
+        let args = ["-t", "tmpfs", "-o", &options, "tmpfs", path];
+        tool::run_in(Path::new("/"), "mount", &args);
         Self(dir)
     }
 
@@ -177,6 +181,73 @@ fn bricks_on_one_host_share_its_space() {
     wait_until("the volume shows it", || {
         available(mount.path()) < shown * 3 / 4
     });
+    mount.umount();
+    let _ = daemon.terminate();
+}
+
+/// The daemon's own directory lies on a disk that others fill.
+#[test]
+fn a_full_disk_under_the_control_plane_stops_commands_and_nothing_else() {
+    let mut host = None;
+    let mut daemon = Daemon::start_with(|dir| {
+        host = Some(Host::on(dir.join("data"), "8m"));
+        Vec::new()
+    });
+    let host = host.expect("made");
+    daemon.wait_ready();
+    daemon.volume("vol", Kind::Replica(2), "256M");
+    let mount = Mount::new(&daemon, "vol");
+    write_file(&mount.join("before"), b"before").expect("write");
+    host.take("other", 0);
+    let mut number = 0;
+    let refused = loop {
+        number += 1;
+        assert!(number < 2_000, "the disk was never full");
+        let brick = format!(
+            "127.0.0.1:{}",
+            daemon.dir().join(format!("more-{number}")).display()
+        );
+        let words = [
+            "volume",
+            "create",
+            &format!("more-{number}"),
+            &brick,
+            "force",
+        ];
+        let out = daemon.mortar(&words);
+        if !out.status.success() {
+            break String::from_utf8_lossy(&out.stderr).into_owned();
+        }
+    };
+    println!("after {number}: {refused}");
+    assert!(refused.contains("no space left on the disk"), "{refused}");
+    assert!(refused.contains("control.redb"), "{refused}");
+    // Another mount is refused with the reason, too; the one there is goes on.
+    let other = Mount::unmounted();
+    let out = other.try_mount(&daemon, "vol", "");
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(
+        !out.status.success() && said.contains("no space left"),
+        "{said}"
+    );
+    write_file(&mount.join("during"), b"during").expect("write");
+    assert_eq!(fs::read(mount.join("before")).expect("read"), b"before");
+    // It also ends in time.
+    let (code, took) = daemon.terminate();
+    assert_eq!(code, Some(0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    daemon.restart();
+    daemon.wait_ready();
+    fs::remove_file(host.0.join("other")).expect("rm");
+    wait_until("commands work again", || {
+        let out = daemon.mortar(&["volume", "set", "vol", "storage.reserve", "2"]);
+        out.status.success()
+    });
+    assert_eq!(fs::read(mount.join("during")).expect("read"), b"during");
+    other.mount(&daemon, "vol", "");
+    assert_eq!(fs::read(other.join("during")).expect("read"), b"during");
+    assert!(!daemon.log().contains("panicked"), "{}", daemon.log());
+    other.umount();
     mount.umount();
     let _ = daemon.terminate();
 }

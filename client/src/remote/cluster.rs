@@ -115,9 +115,10 @@ impl Cluster {
         cluster.apply(layout);
         let hub = &cluster.hub;
         let left = until.since(hub.env.now());
-        if hub.replace_session(SessionId(0), left).await.is_err() {
-            return Err(ConnectError::NoAnswer(listed()));
-        }
+        hub.first_session(left).await.map_err(|why| match why {
+            Some(message) => ConnectError::Refused(message),
+            None => ConnectError::NoAnswer(listed()),
+        })?;
         hub.env
             .spawn(Box::pin(watch(Arc::downgrade(&cluster), hub.clone())));
         Ok(cluster)

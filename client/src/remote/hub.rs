@@ -299,27 +299,65 @@ impl Hub {
             fails_because(|| Service::Replaced.why().to_owned());
             return Err(Fault::Refused(Errno::ENOTCONN));
         }
-        let request = AdminRequest::OpenSession {
-            volume: self.name.clone(),
-        };
-        match self.admin(&request, limit, ADMIN_TRY).await {
-            Ok(AdminReply::Session(new)) => {
+        match self.open_session(limit).await {
+            Ok(new) => {
                 if old != SessionId(0) {
                     tracing::warn!(%old, %new, "the session has ended; its locks are lost");
                 }
                 self.session.store(new.0, Ordering::Release);
                 Ok(())
             }
-            Ok(reply) => {
-                tracing::debug!(?reply, "no session");
-                fails_because(|| match reply {
-                    AdminReply::Refused { message } => format!("no session: {message}"),
-                    other => format!("no session, but {other:?}"),
-                });
+            Err(why) => {
+                tracing::debug!(?why, "no session");
+                if let Some(why) = why {
+                    fails_because(|| format!("no session: {why}"));
+                }
                 Err(Fault::Refused(Errno::ENOTCONN))
             }
-            Err(_) => Err(Fault::Refused(Errno::ENOTCONN)),
         }
+    }
+
+    /// Opens the first session.
+    ///
+    /// # Errors
+    /// Why it is refused, or nothing if no server answers within `limit`.
+    pub(crate) async fn first_session(&self, limit: Duration) -> Result<(), Option<String>> {
+        let new = self.open_session(limit).await?;
+        self.session.store(new.0, Ordering::Release);
+        Ok(())
+    }
+
+    async fn open_session(&self, limit: Duration) -> Result<SessionId, Option<String>> {
+        let request = AdminRequest::OpenSession {
+            volume: self.name.clone(),
+        };
+        let until = self.env.now().after(limit);
+        match self.admin(&request, limit, ADMIN_TRY).await {
+            Ok(AdminReply::Session(new)) => Ok(new),
+            Ok(AdminReply::Refused { message }) => {
+                // It may be about that node alone.
+                let elsewhere = self.session_at_another(&request, until).await;
+                elsewhere.ok_or(Some(message))
+            }
+            Ok(other) => Err(Some(format!("the answer is {other:?}"))),
+            Err(_) => Err(None),
+        }
+    }
+
+    /// A session from any server that gives one, asked one after the other.
+    async fn session_at_another(&self, request: &AdminRequest, until: Mono) -> Option<SessionId> {
+        let frame = Frame::new(&Request::Admin(request.clone()), Bytes::new()).ok()?;
+        for (node, addrs) in self.everybody() {
+            let left = until.since(self.env.now()).min(ADMIN_TRY);
+            let call = self.transport.call(node, &addrs, frame.clone());
+            let answered = within(&self.env, left, call).await;
+            if let Some(Ok(frame)) = answered
+                && let Ok(AdminReply::Session(new)) = frame.message_of_any_length()
+            {
+                return Some(new);
+            }
+        }
+        None
     }
 
     /// Asks the servers until one answers: one after the other, but a silent one does not stand before the others.

@@ -96,6 +96,8 @@ pub(crate) struct Scripted {
     pub(crate) record: Mutex<Option<(VolumeId, VolumeState)>>,
     /// Nothing is answered, not even by the control plane.
     pub(crate) dark: Mutex<bool>,
+    /// This node opens no sessions.
+    pub(crate) refuses: Mutex<Option<NodeId>>,
     /// Where all nodes are, and nowhere else.
     pub(crate) moved: Mutex<Option<SocketAddr>>,
 }
@@ -139,6 +141,7 @@ impl Scripted {
             stage_result: Mutex::new(Ok(())),
             record: Mutex::new(Some((VolumeId(7), VolumeState::Started))),
             dark: Mutex::new(false),
+            refuses: Mutex::default(),
             moved: Mutex::default(),
         })
     }
@@ -215,6 +218,13 @@ impl Transport for Scripted {
             return hang();
         }
         match request {
+            Request::Admin(AdminRequest::OpenSession { .. })
+                if *self.refuses.lock() == Some(node) =>
+            {
+                let message = "no space left".to_owned();
+                let refused = AdminReply::Refused { message };
+                reply(Frame::new(&refused, Bytes::new()).expect("a frame"))
+            }
             Request::Admin(request) => match self.admin(&request) {
                 Some(answer) => reply(Frame::new(&answer, Bytes::new()).expect("a frame")),
                 None => hang(),

@@ -609,3 +609,22 @@ async fn silent_servers_do_not_keep_others_from_being_asked() {
     }
     assert_eq!(tries, 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_opens_no_session_leaves_it_to_another() {
+    let servers = Scripted::new(1, |_, _| Act::Reply(Reply::Done));
+    let (env, servers_at) = (TestEnv::start(), ["127.0.0.1:1".parse().unwrap()]);
+    let connect = || {
+        let (env, servers) = (env.clone(), servers.clone());
+        async move {
+            let limit = Duration::from_secs(4);
+            Cluster::connect(env, servers, &servers_at, "vol", limit).await
+        }
+    };
+    // The first that is asked.
+    *servers.refuses.lock() = Some(NodeId(1));
+    assert!(connect().await.is_ok());
+    *servers.refuses.lock() = None;
+    *servers.record.lock() = Some((VolumeId(7), VolumeState::Stopped));
+    assert!(connect().await.is_err());
+}

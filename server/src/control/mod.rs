@@ -9,6 +9,7 @@ pub mod leader;
 pub mod machine;
 pub mod nodes;
 pub mod operations;
+mod patient;
 pub mod serve;
 pub mod sessions;
 pub mod store;

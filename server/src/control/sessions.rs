@@ -27,6 +27,8 @@ const FEW: usize = 16;
 const KNOWN_TIME: Duration = Duration::from_millis(500);
 /// How long a client waits for a number, if there is none left.
 const NUMBER_TIME: Duration = Duration::from_secs(3);
+/// How long noting it may take: less than a client waits.
+const NOTE_TIME: Duration = Duration::from_millis(1_500);
 /// Pause before the control plane is told again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -78,6 +80,10 @@ impl Book {
     }
 }
 
+fn unnoted(why: &str) -> String {
+    format!("this node cannot note a new session: {why}; another node can")
+}
+
 /// See the module.
 pub struct Sessions {
     control: Arc<Control>,
@@ -112,11 +118,17 @@ impl Sessions {
     /// # Errors
     /// What a person is told, if the volume is not started or no number is left.
     pub async fn open(&self, volume: &str, uid: u32) -> Result<SessionId, String> {
+        if let Some(why) = self.control.shortage() {
+            return Err(unnoted(&why));
+        }
         let given = in_time(&self.env, NUMBER_TIME, self.give(volume, uid)).await;
         let (session, noted) = given.ok_or(
             "no majority of the voting nodes answers, and this node has no numbers for sessions left",
         )??;
-        noted.await?;
+        in_time(&self.env, NOTE_TIME, noted).await.ok_or_else(|| {
+            let slow = || "its disk does not answer in time".to_owned();
+            unnoted(&self.control.shortage().unwrap_or_else(slow))
+        })??;
         self.given.notify_one();
         let told = |state: &State| !set_aside(state, self.own).contains(&session);
         let known = self.control.when(told);

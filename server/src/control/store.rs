@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, join_all, select};
@@ -9,12 +10,13 @@ use mortar_protocol::env::Env;
 use mortar_protocol::ids::NodeId;
 use mortar_protocol::transport::Lost;
 use parking_lot::RwLock;
-use redb::backends::InMemoryBackend;
+use redb::backends::{FileBackend, InMemoryBackend};
 use redb::{Database, StorageBackend};
 use tokio::sync::watch;
 
 use super::consensus::{Consensus, ControlDisk, NotProposed, Wire};
 use super::machine::{Command, Outcome, State};
+use super::patient::{Patient, Shortage};
 use super::sessions::Given;
 
 /// Name of the file in the data directory.
@@ -58,6 +60,9 @@ pub enum ControlError {
         silent(.0)
     )]
     Unconfirmed(Vec<String>),
+    /// This node leads, and cannot write the command down.
+    #[error("no space left on the disk of {0}: the command counts once there is some; look then")]
+    Full(PathBuf),
     /// The leader, or the way to it, was lost before it answered.
     #[error("the leading node was lost before it answered; look whether the command was done")]
     Unknown,
@@ -104,6 +109,8 @@ struct Joint {
     env: Arc<dyn Env>,
     consensus: Consensus,
     forward: Arc<dyn Forward>,
+    path: PathBuf,
+    shortage: Shortage,
 }
 
 impl std::fmt::Debug for Control {
@@ -129,7 +136,7 @@ pub struct Parts {
 }
 
 /// Opens or makes the file.
-fn open_file(path: &Path) -> Result<Database, String> {
+fn open_file(path: &Path) -> Result<(Database, Shortage), String> {
     let content = match std::fs::read(path) {
         Ok(content) => content,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -142,8 +149,21 @@ fn open_file(path: &Path) -> Result<Database, String> {
              'mortar brick export' reads them)"
             .to_owned());
     }
-    let database = Database::builder().set_cache_size(1 << 20).create(path);
-    database.map_err(|error| error.to_string())
+    let file = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    let file = file.map_err(|error| error.to_string())?;
+    let backend = FileBackend::new(file).map_err(|error| error.to_string())?;
+    let (file, shortage, waits) = Patient::new(backend, path.to_owned());
+    let database = Database::builder()
+        .set_cache_size(1 << 20)
+        .create_with_backend(file)
+        .map_err(|error| error.to_string())?;
+    waits.store(true, Ordering::Relaxed);
+    Ok((database, shortage))
 }
 
 /// Whether all pages have the right checksums. Looked at in a copy: the library would repair a file by going back to
@@ -166,11 +186,11 @@ impl Control {
     /// If the file cannot be used.
     pub async fn open(dir: &Path, parts: Parts) -> Result<Self, ControlError> {
         let path = dir.join(FILE);
-        let database = open_file(&path).map_err(|why| ControlError::File {
+        let (database, shortage) = open_file(&path).map_err(|why| ControlError::File {
             path: path.clone(),
             why,
         })?;
-        Self::over(path, database, parts).await
+        Self::with((path, database, shortage), parts).await
     }
 
     /// As [`Self::open`], over any database.
@@ -182,6 +202,13 @@ impl Control {
         database: Database,
         parts: Parts,
     ) -> Result<Self, ControlError> {
+        Self::with((path, database, Shortage::default()), parts).await
+    }
+
+    async fn with(
+        (path, database, shortage): (PathBuf, Database, Shortage),
+        parts: Parts,
+    ) -> Result<Self, ControlError> {
         let Parts {
             own,
             env,
@@ -190,12 +217,14 @@ impl Control {
             forward,
             joins,
         } = parts;
-        let file = (path, database);
+        let file = (path.clone(), database);
         let consensus = Consensus::start(own, Arc::clone(&env), file, disk, wire, joins).await?;
         Ok(Self(Way::Consensus(Joint {
             env,
             consensus,
             forward,
+            path,
+            shortage,
         })))
     }
 
@@ -258,6 +287,17 @@ impl Control {
         }
     }
 
+    /// That nothing can be noted on this node for want of space, if so.
+    pub(in crate::control) fn shortage(&self) -> Option<String> {
+        match &self.0 {
+            Way::Consensus(joint) if joint.shortage.is_there() => {
+                let path = joint.path.display();
+                Some(format!("no space left on the disk of {path}"))
+            }
+            _ => None,
+        }
+    }
+
     /// Notes the sessions this node has opened, in the order of the calls; completes when that is durable.
     pub(in crate::control) fn note_given(
         &self,
@@ -305,9 +345,7 @@ impl Control {
                 Some(error) => Err(error),
                 None => Ok(Err(None)),
             },
-            Err(NotProposed::Unconfirmed) => {
-                Err(ControlError::Unconfirmed(joint.silent_voters().await))
-            }
+            Err(NotProposed::Unconfirmed) => Err(joint.unconfirmed().await),
             Err(NotProposed::Failed(why)) => Err(ControlError::Failed(why)),
         }
     }
@@ -329,6 +367,14 @@ impl Joint {
 
     async fn no_majority(&self) -> ControlError {
         ControlError::NoMajority(self.silent_voters().await)
+    }
+
+    /// For a command that is on its way and was not confirmed in time.
+    async fn unconfirmed(&self) -> ControlError {
+        match self.shortage.is_there() {
+            true => ControlError::Full(self.path.clone()),
+            false => ControlError::Unconfirmed(self.silent_voters().await),
+        }
     }
 
     /// For a leader that no majority has answered for some time: that, unless one answers now. Then it has been away
@@ -365,9 +411,7 @@ impl Joint {
                     Some(error) => return Err(error),
                     None => None,
                 },
-                Err(NotProposed::Unconfirmed) => {
-                    return Err(ControlError::Unconfirmed(self.silent_voters().await));
-                }
+                Err(NotProposed::Unconfirmed) => return Err(self.unconfirmed().await),
                 Err(NotProposed::Failed(why)) => return Err(ControlError::Failed(why)),
             };
             // A node whose address has changed hears of no leader until it has told the new one: it asks around.
