@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use mortar_tests::real::{Daemon, Kind, bin_dir, tool};
@@ -209,12 +210,24 @@ fn ran(command: &mut Command) -> Output {
     command.output().expect("mortar runs")
 }
 
+/// A socket that nobody reads, and its address, of which no daemon that was killed has left anything.
+fn silent_server() -> (UdpSocket, String) {
+    loop {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("socket");
+        let addr = socket.local_addr().expect("address").to_string();
+        let left = Path::new("/run/mortar").join(format!("{addr}.sock"));
+        if left.symlink_metadata().is_err() {
+            return (socket, addr);
+        }
+    }
+}
+
 #[test]
 fn the_first_of_several_servers_that_answers_is_used() {
     let daemon = Daemon::with_volume(Kind::Replica(3), "300M");
-    // It takes every packet and answers none.
-    let silent = UdpSocket::bind("127.0.0.1:0").expect("socket");
-    let silent = silent.local_addr().expect("address").to_string();
+    // They take every packet and answer none.
+    let (_one, silent) = silent_server();
+    let (_other, other) = silent_server();
     let both = format!("{silent},{}", daemon.server());
     let by_flag = || {
         ran(&mut mortar(
@@ -246,8 +259,6 @@ fn the_first_of_several_servers_that_answers_is_used() {
     stopped.kill();
     assert_eq!(text(&out.stdout), "vol\n", "{}", text(&out.stderr));
     assert!(took.as_millis() < 2_000, "took {took:?}");
-    let other = UdpSocket::bind("127.0.0.1:0").expect("socket");
-    let other = other.local_addr().expect("address").to_string();
     let none = format!("--server={silent},{other}");
     let (out, took) = tool::timed(|| ran(&mut mortar("mortar", &[&none, "volume", "list"])));
     assert_eq!(out.status.code(), Some(1));

@@ -204,5 +204,6 @@ fn space_of_a_file_over_several_sets_comes_back_at_once() {
         (free(&mount) == before).then_some(())
     });
     let took = since.elapsed();
-    assert!(took < Duration::from_secs(1), "after {took:?}");
+    // An idle mount asks every 4 s what there is to do.
+    assert!(took < Duration::from_secs(2), "after {took:?}");
 }
