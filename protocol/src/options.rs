@@ -1,5 +1,9 @@
 //! Volume options: one table from which `volume set`, `volume get`, its help and the documents are made.
 
+mod table;
+
+pub use table::OPTIONS;
+
 /// How a value is checked.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Check {
@@ -47,43 +51,6 @@ pub struct OptionInfo {
     pub help: &'static str,
 }
 
-const fn live(
-    name: &'static str,
-    default: &'static str,
-    check: Check,
-    help: &'static str,
-) -> OptionInfo {
-    OptionInfo {
-        name,
-        default,
-        check,
-        effect: Effect::Live,
-        help,
-    }
-}
-
-const fn inert(name: &'static str, default: &'static str, check: Check) -> OptionInfo {
-    OptionInfo {
-        name,
-        default,
-        check,
-        effect: Effect::None,
-        help: "accepted for compatibility; changes nothing",
-    }
-}
-
-const fn refused(name: &'static str, why: &'static str) -> OptionInfo {
-    OptionInfo {
-        name,
-        default: "off",
-        check: Check::Switch,
-        effect: Effect::Refused(why),
-        help: why,
-    }
-}
-
-const MIB: u64 = 1 << 20;
-
 /// Levels of a log, in GlusterFS's words.
 pub const LOG_LEVELS: &[&str] = &[
     "DEBUG", "WARNING", "ERROR", "INFO", "CRITICAL", "NONE", "TRACE",
@@ -102,65 +69,6 @@ pub fn log_level(word: &str) -> Option<&'static str> {
     })
 }
 
-/// All options, in the order of their names.
-#[rustfmt::skip]
-pub const OPTIONS: &[OptionInfo] = &[
-    inert("auth.allow", "*", Check::Text),
-    inert("cluster.granular-entry-heal", "on", Check::Switch),
-    inert("cluster.lookup-optimize", "on", Check::Switch),
-    inert("cluster.lookup-unhashed", "on", Check::Text),
-    inert("cluster.min-free-disk", "10%", Check::Text),
-    live("cluster.open-wait", "10", Check::Seconds(1, 3600),
-        "seconds a set waits for all members of its last view before it opens without the absent ones"),
-    inert("cluster.quorum-type", "auto", Check::Word(&["none", "auto", "fixed"])),
-    inert("cluster.self-heal-daemon", "on", Check::Switch),
-    live("ctime.noatime", "on", Check::Switch,
-        "off: reading a file through a mount changes its atime (as relatime does: where it is not above mtime and ctime, \
-         or a day old)"),
-    live("diagnostics.brick-log-level", "INFO", Check::Word(LOG_LEVELS),
-        "what mortard logs of bricks: the most verbose of the started volumes on a node counts for all its bricks; unset: \
-         --log-level"),
-    live("diagnostics.client-log-level", "INFO", Check::Word(LOG_LEVELS),
-        "what mounts of the volume log; unset: the mount option log-level"),
-    refused("encryption", "encryption at rest is not built yet; traffic is always encrypted"),
-    refused("features.encryption", "encryption at rest is not built yet; traffic is always encrypted"),
-    refused("features.quota", "quotas are not built yet, and a quota that is not enforced protects nobody"),
-    live("features.read-only", "off", Check::Switch,
-        "on: the servers refuse every change with EROFS, whoever makes it; locks and reads go on"),
-    live("features.shard-block-size", "64MB", Check::Size(4 * MIB, 4096 * MIB),
-        "size of a file's shards; only while the volume has never been started"),
-    refused("features.worm", "write-once volumes are not built yet"),
-    live("network.frame-timeout", "30", Check::Seconds(1, 86_400),
-        "seconds a call waits while no server answers, before it ends with ENOTCONN"),
-    inert("network.ping-timeout", "42", Check::Seconds(0, 1013)),
-    live("network.session-timeout", "20", Check::Seconds(5, 3600),
-        "seconds without a sign of life after which a client's session ends and its locks are freed"),
-    inert("nfs.disable", "on", Check::Switch),
-    inert("performance.cache-size", "32MB", Check::Size(0, 32 << 30)),
-    inert("performance.client-io-threads", "off", Check::Switch),
-    inert("performance.io-thread-count", "16", Check::Number(1, 64)),
-    inert("performance.quick-read", "on", Check::Switch),
-    inert("performance.read-ahead", "on", Check::Switch),
-    inert("performance.readdir-ahead", "on", Check::Switch),
-    inert("performance.stat-prefetch", "on", Check::Switch),
-    live("performance.write-behind", "on", Check::Switch,
-        "a client may hold a handle's writes for up to 1 s; fsync, close and O_DIRECT send them"),
-    live("performance.write-behind-window-size", "4MB", Check::Size(512 << 10, 64 * MIB),
-        "how much of one file a client may hold"),
-    refused("server.all-squash", "mapping of users is not built yet"),
-    refused("server.root-squash", "mapping of users is not built yet"),
-    live("storage.durability", "fsync", Check::Word(&["fsync", "sync"]),
-        "sync: every change is answered only once it is flushed on every member"),
-    inert("storage.fips-mode-rchecksum", "on", Check::Switch),
-    live("storage.owner-gid", "-1", Check::Id,
-        "group of the volume's root, given to it when root mounts the volume and when this changes; -1: as it is"),
-    live("storage.owner-uid", "-1", Check::Id,
-        "owner of the volume's root, given to it when root mounts the volume and when this changes; -1: as it is"),
-    live("storage.reserve", "0", Check::Percent,
-        "percent of each brick that new data leaves free; what a brick keeps for itself stays in any case"),
-    inert("transport.address-family", "inet", Check::Word(&["inet", "inet6"])),
-];
-
 /// The option of this name; the part before the dot may be left out where that is unambiguous, as with GlusterFS.
 pub fn find(name: &str) -> Option<&'static OptionInfo> {
     OPTIONS
@@ -178,6 +86,14 @@ pub fn find(name: &str) -> Option<&'static OptionInfo> {
                 _ => None,
             }
         })
+}
+
+/// Whether a name is one of those that people may make up for notes of their own, as with GlusterFS: `user.` and up to 250
+/// visible ASCII characters. heketi and hooks leave such notes; nothing here looks at them.
+pub fn is_note(name: &str) -> bool {
+    name.strip_prefix("user.").is_some_and(|rest| {
+        (1..=250).contains(&rest.len()) && rest.bytes().all(|byte| byte.is_ascii_graphic())
+    })
 }
 
 /// The known name most like `name`, for "Did you mean".
@@ -260,8 +176,10 @@ impl std::fmt::Display for Check {
 pub fn page() -> String {
     let mut text = String::from(
         "# Volume options\n\nSet with `mortar volume set VOLUME OPTION VALUE`, shown with `mortar volume get VOLUME all`; \
-         `mortar volume set\nhelp` prints this table. It is made from the one in `protocol/src/options.rs`: \
-         `UPDATE_PAGES=1 cargo tidy` writes it\nanew.\n",
+         `mortar volume set\nhelp` prints this table. It is made from the one in `protocol/src/options/table.rs`: \
+         `UPDATE_PAGES=1 cargo tidy` writes it\nanew.\n\nThe part of a name before the dot may be left out where that is \
+         unambiguous. Options `user.*` are notes of people and\nprograms: up to 64 of them in a volume are stored and shown, \
+         and nothing looks at them.\n",
     );
     let mut section = |title: &str, about: &str, wanted: fn(&Effect) -> bool| {
         let head = format!(
@@ -284,7 +202,7 @@ pub fn page() -> String {
     );
     section(
         "Options that are refused",
-        "Storing them without effect would leave data or people unprotected.",
+        "Storing them without effect would leave data or people unprotected. Their defaults are accepted.",
         |effect| matches!(effect, Effect::Refused(_)),
     );
     section(

@@ -21,6 +21,8 @@ pub const MAX_VOLUME_NAME: usize = 255;
 pub const MAX_BRICKS: usize = 1_024;
 /// Longest value of an option, in bytes.
 pub const MAX_VALUE: usize = 4_096;
+/// Most options `user.*` of a volume.
+const MAX_NOTES: usize = 64;
 /// Most sessions of a volume at a time.
 pub const MAX_SESSIONS: usize = 65_536;
 /// Most numbers of sessions that are set aside for a node.
@@ -629,6 +631,19 @@ impl State {
         let mut notes = Vec::new();
         let mut accepted = Vec::new();
         for (option, value) in given {
+            let name = match options::is_note(option) {
+                true => option.as_str(),
+                false => options::find(option).map_or("", |info| info.name),
+            };
+            if value.len() > MAX_VALUE || value.contains(char::is_control) {
+                return Err(format!(
+                    "option {name}: the value is longer than {MAX_VALUE} bytes, or not all of it can be printed"
+                ));
+            }
+            if options::is_note(option) {
+                accepted.push((name, value));
+                continue;
+            }
             let info = options::find(option).ok_or_else(|| match options::nearest(option) {
                 Some(known) => {
                     format!("option : {option} does not exist\nDid you mean {known}?")
@@ -636,14 +651,11 @@ impl State {
                 None => format!("option : {option} does not exist"),
             })?;
             info.check(value)?;
-            if value.len() > MAX_VALUE || value.contains(char::is_control) {
-                return Err(format!(
-                    "option {}: the value is longer than {MAX_VALUE} bytes, or not all of it can be printed",
-                    info.name
-                ));
-            }
             match info.effect {
-                Effect::Refused(why) if options::switch(value) != Some(false) => {
+                // What it is in any case may be said.
+                Effect::Refused(why)
+                    if options::switch(value) != Some(false) && value != info.default =>
+                {
                     return Err(format!("option {}: {why}", info.name));
                 }
                 Effect::None => notes.push(format!(
@@ -656,6 +668,17 @@ impl State {
                 check_shard_size(was_started, options::size(value))?;
             }
             accepted.push((info.name, value));
+        }
+        let notes_of = |options: &BTreeMap<String, String>| {
+            let names = options.keys().map(String::as_str);
+            let new = accepted.iter().map(|(name, _)| *name);
+            let all: BTreeSet<&str> = names.chain(new).collect();
+            all.into_iter()
+                .filter(|name| options::is_note(name))
+                .count()
+        };
+        if notes_of(&self.named(name)?.info.options) > MAX_NOTES {
+            return Err(format!("a volume has at most {MAX_NOTES} options user.*"));
         }
         let volume = self.changed(name)?;
         for (option, value) in accepted {
@@ -671,6 +694,7 @@ impl State {
 
     fn reset(&mut self, name: &str, option: Option<&str>) -> Result<Outcome, String> {
         let known = match option {
+            Some(option) if options::is_note(option) => Some(option),
             Some(option) => {
                 let info = options::find(option)
                     .ok_or_else(|| format!("Option {option} does not exist"))?;

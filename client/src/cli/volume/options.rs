@@ -67,7 +67,7 @@ pub(super) fn reset(
 }
 
 /// An option's value, and whether it is the default.
-type Shown = (&'static str, String, bool);
+type Shown = (String, String, bool);
 
 /// `volume get`.
 pub(super) fn get(context: &mut Context<'_>, volume: &str, key: &str) -> Result<Said, Failed> {
@@ -82,23 +82,25 @@ pub(super) fn get(context: &mut Context<'_>, volume: &str, key: &str) -> Result<
         options::find(key).into_iter().collect()
     };
     let found = volumes(context, Some(volume.to_owned()), PREFIX)?;
-    if wanted.is_empty() {
+    let set = found.first().map(|volume| &volume.options);
+    let note = set.filter(|_| options::is_note(key));
+    let note = note.and_then(|set| set.get(key));
+    if wanted.is_empty() && note.is_none() {
         let hint = options::nearest(key)
             .map(|name| format!("\nDid you mean {name}?"))
             .unwrap_or_default();
         let why = format!("option : {key} does not exist{hint}");
         return Err(Failed::refused(PREFIX, why));
     }
-    let set = found.first().map(|volume| &volume.options);
-    let shown: Vec<Shown> = wanted
+    let mut shown: Vec<Shown> = wanted
         .iter()
-        .map(
-            |option| match set.and_then(|options| options.get(option.name)) {
-                Some(value) => (option.name, value.clone(), false),
-                None => (option.name, option.default.to_owned(), true),
-            },
-        )
+        .map(|option| {
+            let value = set.and_then(|options| options.get(option.name));
+            let shown = value.map_or(option.default, String::as_str);
+            (option.name.to_owned(), shown.to_owned(), value.is_none())
+        })
         .collect();
+    shown.extend(note.map(|value| (key.to_owned(), value.clone(), false)));
     Ok(Said::out(match context.form {
         Form::Text => table(&shown),
         Form::Xml => markup(&shown),
@@ -124,7 +126,7 @@ fn table(shown: &[Shown]) -> String {
     row("Option", "Value");
     row("------", "-----");
     for option in shown {
-        row(option.0, &value(option));
+        row(&option.0, &value(option));
     }
     text
 }
@@ -135,7 +137,7 @@ fn markup(shown: &[Shown]) -> String {
             xml.element("count", shown.len());
             for option in shown {
                 xml.within("Opt", |xml| {
-                    xml.element("Option", option.0);
+                    xml.element("Option", &option.0);
                     xml.element("Value", value(option));
                 });
             }

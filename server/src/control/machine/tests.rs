@@ -184,6 +184,43 @@ fn options_are_checked_and_all_or_none() {
         Outcome::Notes(_)
     ));
     refused(&state.apply(&set(&[("encryption", "on")])), "not built yet");
+    let address = set(&[("auth.allow", "10.0.0.1")]);
+    refused(&state.apply(&address), "not told apart by address");
+    let everybody = Command::Set {
+        volume: "v".to_owned(),
+        options: vec![("auth.allow".to_owned(), "*".to_owned())],
+    };
+    assert_eq!(state.apply(&everybody), Outcome::Done);
+    state.apply(&Command::Reset {
+        volume: "v".to_owned(),
+        option: Some("auth.allow".to_owned()),
+    });
+    assert!(matches!(
+        state.apply(&set(&[("performance.open-behind", "off")])),
+        Outcome::Notes(_)
+    ));
+    state.apply(&Command::Reset {
+        volume: "v".to_owned(),
+        option: Some("performance.open-behind".to_owned()),
+    });
+    // Notes of people and programs: kept, at most so many, and taken back.
+    let note = ("user.heketi.id", "7a1e7c32");
+    assert_eq!(state.apply(&set(&[note])), Outcome::Done);
+    assert_eq!(state.volume("v").unwrap().option(note.0), note.1);
+    refused(
+        &state.apply(&set(&[("user.", "1")])),
+        "option : user. does not exist",
+    );
+    refused(&state.apply(&set(&[("user.x", "a\nb")])), "printed");
+    let many: Vec<String> = (0..64).map(|n| format!("user.note-{n}")).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "1")).collect();
+    refused(&state.apply(&set(&many)), "at most 64");
+    assert_eq!(state.apply(&set(&many[1..])), Outcome::Done);
+    for (name, _) in many[1..].iter().chain([&note]) {
+        let option = Some((*name).to_owned());
+        let volume = "v".to_owned();
+        assert_eq!(state.apply(&Command::Reset { volume, option }), Outcome::Done);
+    }
     assert_eq!(state.apply(&set(&[(SHARD_OPTION, "4MB")])), Outcome::Done);
     assert_eq!(state.volume("v").unwrap().info.shard_size, 4 << 20);
     state.apply(&Command::Start {
