@@ -219,7 +219,10 @@ fn options_are_checked_and_all_or_none() {
     for (name, _) in many[1..].iter().chain([&note]) {
         let option = Some((*name).to_owned());
         let volume = "v".to_owned();
-        assert_eq!(state.apply(&Command::Reset { volume, option }), Outcome::Done);
+        assert_eq!(
+            state.apply(&Command::Reset { volume, option }),
+            Outcome::Done
+        );
     }
     assert_eq!(state.apply(&set(&[(SHARD_OPTION, "4MB")])), Outcome::Done);
     assert_eq!(state.volume("v").unwrap().info.shard_size, 4 << 20);
