@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
 
 use mortar_tests::real::{Cluster, Net, tool};
 use serde_json::Value;
@@ -271,7 +270,7 @@ fn nodes_that_have_all_moved_find_each_other_by_their_names() {
     // The mount knows servers by name only, too.
     let read = tool::wait_for("the mount", SOON, || fs::read(mount.join("before")).ok());
     assert_eq!(read, b"before");
-    cluster.wait_whole(1, Duration::from_secs(20));
+    cluster.wait_whole(1, SOON);
     fs::write(mount.join("after"), "after").expect("write");
     assert_eq!(fs::read(mount.join("after")).expect("read"), b"after");
 }

@@ -631,17 +631,9 @@ impl State {
         let mut notes = Vec::new();
         let mut accepted = Vec::new();
         for (option, value) in given {
-            let name = match options::is_note(option) {
-                true => option.as_str(),
-                false => options::find(option).map_or("", |info| info.name),
-            };
-            if value.len() > MAX_VALUE || value.contains(char::is_control) {
-                return Err(format!(
-                    "option {name}: the value is longer than {MAX_VALUE} bytes, or not all of it can be printed"
-                ));
-            }
             if options::is_note(option) {
-                accepted.push((name, value));
+                check_text(option, value)?;
+                accepted.push((option.as_str(), value));
                 continue;
             }
             let info = options::find(option).ok_or_else(|| match options::nearest(option) {
@@ -651,6 +643,7 @@ impl State {
                 None => format!("option : {option} does not exist"),
             })?;
             info.check(value)?;
+            check_text(info.name, value)?;
             match info.effect {
                 // What it is in any case may be said.
                 Effect::Refused(why)
@@ -669,15 +662,10 @@ impl State {
             }
             accepted.push((info.name, value));
         }
-        let notes_of = |options: &BTreeMap<String, String>| {
-            let names = options.keys().map(String::as_str);
-            let new = accepted.iter().map(|(name, _)| *name);
-            let all: BTreeSet<&str> = names.chain(new).collect();
-            all.into_iter()
-                .filter(|name| options::is_note(name))
-                .count()
-        };
-        if notes_of(&self.named(name)?.info.options) > MAX_NOTES {
+        let kept = self.named(name)?.info.options.keys().map(String::as_str);
+        let all = kept.chain(accepted.iter().map(|(name, _)| *name));
+        let own: BTreeSet<&str> = all.filter(|name| options::is_note(name)).collect();
+        if own.len() > MAX_NOTES {
             return Err(format!("a volume has at most {MAX_NOTES} options user.*"));
         }
         let volume = self.changed(name)?;
@@ -831,6 +819,16 @@ impl Volume {
         let number = |text: &str| text.trim_end_matches(['s', 'S']).parse().ok();
         number(self.option(name)).unwrap_or_default()
     }
+}
+
+/// Whether an option's value can be kept and shown.
+fn check_text(name: &str, value: &str) -> Result<(), String> {
+    if value.len() > MAX_VALUE || value.contains(char::is_control) {
+        return Err(format!(
+            "option {name}: the value is longer than {MAX_VALUE} bytes, or not all of it can be printed"
+        ));
+    }
+    Ok(())
 }
 
 fn check_shard_size(was_started: bool, size: Option<u64>) -> Result<(), String> {

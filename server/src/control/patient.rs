@@ -16,12 +16,24 @@ const AGAIN: Duration = Duration::from_millis(300);
 
 /// Whether a write waits for space.
 #[derive(Clone, Default, Debug)]
-pub(in crate::control) struct Shortage(Arc<AtomicBool>);
+pub(in crate::control) struct Shortage(Arc<Flags>);
+
+#[derive(Default, Debug)]
+struct Flags {
+    is_there: AtomicBool,
+    /// Not while the file is opened: an error is told at once then.
+    waits: AtomicBool,
+}
 
 impl Shortage {
     /// It does now.
     pub(in crate::control) fn is_there(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.is_there.load(Ordering::Relaxed)
+    }
+
+    /// From now on writes wait.
+    pub(super) fn is_waited_for(&self) {
+        self.0.waits.store(true, Ordering::Relaxed);
     }
 }
 
@@ -31,30 +43,28 @@ pub(super) struct Patient<B> {
     file: B,
     path: PathBuf,
     shortage: Shortage,
-    /// Whether it waits: not while the file is opened, when an error is told at once.
-    waits: Arc<AtomicBool>,
 }
 
 impl<B: StorageBackend> Patient<B> {
-    /// Over `file`, which lies at `path`. It waits once the last part of what is given is true.
-    pub(super) fn new(file: B, path: PathBuf) -> (Self, Shortage, Arc<AtomicBool>) {
-        let (shortage, waits) = (Shortage::default(), Arc::default());
+    /// Over `file`, which lies at `path`. It waits from [`Shortage::is_waited_for`] on.
+    pub(super) fn new(file: B, path: PathBuf) -> (Self, Shortage) {
+        let shortage = Shortage::default();
         let patient = Self {
             file,
             path,
-            shortage: Shortage::clone(&shortage),
-            waits: Arc::clone(&waits),
+            shortage: shortage.clone(),
         };
-        (patient, shortage, waits)
+        (patient, shortage)
     }
 
     #[allow(clippy::disallowed_methods)] // the thread is there to block for the real disk
     fn insist(&self, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let flags = &self.shortage.0;
         loop {
             let done = work();
             match &done {
-                Err(error) if is_full(error) && self.waits.load(Ordering::Relaxed) => {
-                    if !self.shortage.0.swap(true, Ordering::Relaxed) {
+                Err(error) if is_full(error) && flags.waits.load(Ordering::Relaxed) => {
+                    if !flags.is_there.swap(true, Ordering::Relaxed) {
                         tracing::error!(
                             path = %self.path.display(), %error,
                             "the control plane waits for space on its disk: commands and mounts through this node fail \
@@ -64,7 +74,7 @@ impl<B: StorageBackend> Patient<B> {
                     std::thread::sleep(AGAIN);
                 }
                 _ => {
-                    if self.shortage.0.swap(false, Ordering::Relaxed) {
+                    if flags.is_there.swap(false, Ordering::Relaxed) {
                         tracing::info!(path = %self.path.display(), "the control plane has space again");
                     }
                     return done;
@@ -139,11 +149,11 @@ mod tests {
     #[test]
     fn a_write_waits_for_space_except_while_the_file_is_opened() {
         let full = Full(InMemoryBackend::new(), AtomicUsize::new(1));
-        let (file, shortage, waits) = Patient::new(full, "control.redb".into());
+        let (file, shortage) = Patient::new(full, "control.redb".into());
         file.set_len(10).unwrap();
         let refused = file.write(0, b"first").unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::ENOSPC));
-        waits.store(true, Ordering::Relaxed);
+        shortage.is_waited_for();
         file.file.1.store(2, Ordering::Relaxed);
         let file = Arc::new(file);
         let writer = {

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, join_all, select};
@@ -61,8 +60,8 @@ pub enum ControlError {
     )]
     Unconfirmed(Vec<String>),
     /// This node leads, and cannot write the command down.
-    #[error("no space left on the disk of {0}: the command counts once there is some; look then")]
-    Full(PathBuf),
+    #[error("{0}: the command counts once there is some; look then")]
+    Full(String),
     /// The leader, or the way to it, was lost before it answered.
     #[error("the leading node was lost before it answered; look whether the command was done")]
     Unknown,
@@ -157,12 +156,12 @@ fn open_file(path: &Path) -> Result<(Database, Shortage), String> {
         .open(path);
     let file = file.map_err(|error| error.to_string())?;
     let backend = FileBackend::new(file).map_err(|error| error.to_string())?;
-    let (file, shortage, waits) = Patient::new(backend, path.to_owned());
+    let (file, shortage) = Patient::new(backend, path.to_owned());
     let database = Database::builder()
         .set_cache_size(1 << 20)
         .create_with_backend(file)
         .map_err(|error| error.to_string())?;
-    waits.store(true, Ordering::Relaxed);
+    shortage.is_waited_for();
     Ok((database, shortage))
 }
 
@@ -290,11 +289,8 @@ impl Control {
     /// That nothing can be noted on this node for want of space, if so.
     pub(in crate::control) fn shortage(&self) -> Option<String> {
         match &self.0 {
-            Way::Consensus(joint) if joint.shortage.is_there() => {
-                let path = joint.path.display();
-                Some(format!("no space left on the disk of {path}"))
-            }
-            _ => None,
+            Way::Memory(_) => None,
+            Way::Consensus(joint) => joint.shortage(),
         }
     }
 
@@ -371,10 +367,16 @@ impl Joint {
 
     /// For a command that is on its way and was not confirmed in time.
     async fn unconfirmed(&self) -> ControlError {
-        match self.shortage.is_there() {
-            true => ControlError::Full(self.path.clone()),
-            false => ControlError::Unconfirmed(self.silent_voters().await),
+        match self.shortage() {
+            Some(why) => ControlError::Full(why),
+            None => ControlError::Unconfirmed(self.silent_voters().await),
         }
+    }
+
+    fn shortage(&self) -> Option<String> {
+        let path = self.path.display();
+        let why = || format!("no space left on the disk of {path}");
+        self.shortage.is_there().then(why)
     }
 
     /// For a leader that no majority has answered for some time: that, unless one answers now. Then it has been away
